@@ -1,0 +1,356 @@
+"""The `workbench` command. Exit status: 0 all as expected; 1 a notebook failed or a verdict is worse than
+expected; 2 the command's words or its input were wrong; 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from workbench.errors import WorkbenchError, require_choice, require_integer
+from workbench.papers import FAMILIES, SCALES, Paper, all_papers, find_paper
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Reproduce papers on risk estimation and budgeted computation, and look at what was found.",
+)
+models_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Language models: what there is, what it needs, how to rebuild it.",
+)
+app.add_typer(models_app, name="models")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
+Out = Annotated[Path, typer.Option(help="Folder for the runs.")]
+_STYLES = {"reproduced": "green", "consistent": "yellow", "not reproduced": "red", "not run": "red", "needs gpu": "dim"}
+
+
+def main() -> None:
+    """The console script: a refusal becomes one sentence and status 2."""
+    try:
+        app()
+    except WorkbenchError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _console(**kwargs: Any) -> Console:
+    console = Console(**kwargs)
+    return console if console.is_terminal else Console(width=150, **kwargs)
+
+
+@app.command("list")
+def list_papers(
+    json_: JsonFlag = False,
+    family: Annotated[str, typer.Option(help="Only this family.")] = "",
+) -> None:
+    """All papers, with family, kind, status and claims."""
+    if family:
+        require_choice("--family", family, FAMILIES)
+    papers = [paper for paper in all_papers().values() if family in ("", paper.family)]
+    if json_:
+        print(json.dumps([paper.summary_dict() for paper in papers], indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("slug", "family", "kind", "year", "status", "claims", "title"):
+        table.add_column(
+            name, no_wrap=name != "title", overflow="ellipsis", justify="right" if name == "claims" else "left"
+        )
+    for paper in papers:
+        style = None if paper.status == "ready" else "dim"
+        cells = (
+            paper.slug,
+            paper.family,
+            paper.kind,
+            str(paper.year),
+            paper.status,
+            str(len(paper.claims) or ""),
+            paper.title,
+        )
+        table.add_row(*cells, style=style)
+    console = _console()
+    console.print(table)
+    ready = sum(paper.status == "ready" for paper in papers)
+    console.print(
+        f"{len(papers)} papers, {ready} ready. 'workbench show <slug>' tells more; 'workbench reproduce' runs those that are ready.",
+        style="dim",
+    )
+
+
+@app.command()
+def show(slug: str, json_: JsonFlag = False) -> None:
+    """One paper: what it says, its claims, and where its four files are."""
+    paper = find_paper(slug)
+    if json_:
+        print(json.dumps(paper.summary_dict(), indent=1))
+        return
+    console = _console()
+    console.print(f"[bold]{paper.title}[/bold]", highlight=False)
+    console.print(paper.citation, paper.url, highlight=False, markup=False)
+    console.print(paper.summary, highlight=False, markup=False)
+    if paper.code:
+        console.print(f"Authors' code: {paper.code}", highlight=False, markup=False)
+    console.print(
+        f"Family {paper.family}, {paper.kind}, {paper.status}. {_where(paper)}", highlight=False, markup=False
+    )
+    if not paper.claims:
+        return
+    table = Table(show_lines=True, header_style="bold")
+    for name in ("claim", "the paper says", "its figure", "we measure", "passes if", "control"):
+        table.add_column(name)
+    for claim in paper.claims:
+        table.add_row(
+            claim.id,
+            claim.statement,
+            f"{claim.paper} ({claim.source})",
+            claim.measure,
+            claim.passes,
+            claim.control or "none",
+        )
+    console.print(table)
+
+
+def _where(paper: Paper) -> str:
+    if paper.status == "planned":
+        return "Its notebook is not written yet."
+    name = paper.slug.replace("-", "_")
+    return (
+        f"Files: notebooks/{paper.family}/{paper.slug}.ipynb and .toml, "
+        f"workbench/methods/{paper.family}/{name}.py, tests/methods/{paper.family}/test_{name}.py"
+    )
+
+
+@app.command()
+def reproduce(
+    slugs: Annotated[list[str] | None, typer.Argument(help="Papers by slug; default: all that are ready.")] = None,
+    scale: Annotated[str, typer.Option(help="quick | full | gpu")] = "quick",
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    control: Annotated[
+        bool, typer.Option("--control", help="Replace each method by its control; claims that have one must then fail.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Notebooks at a time; default: one a core.")] = None,
+    out: Out = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the latest run, or with the one named by --run.")
+    ] = False,
+    run_id: Annotated[str, typer.Option("--run", help="The run that --resume takes up.")] = "latest",
+    json_: JsonFlag = False,
+) -> None:
+    """Run papers' notebooks and print each claim: the paper's figure, ours, the verdict."""
+    from workbench.reproduce.engine import execute, new_run, resume_run
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if workers is not None:
+        require_integer("--workers", workers, low=1, cure="leave it out for one notebook a core")
+    if resume:
+        if slugs or control or scale != "quick" or seed != 0:
+            raise WorkbenchError(
+                "--resume takes up an earlier run as it was asked for; leave out slugs, --scale, --seed and --control."
+            )
+        run = resume_run(out, run_id)
+    else:
+        require_choice("--scale", scale, SCALES)
+        run = new_run(slugs or [], scale=scale, seed=seed, control=control, out=out)
+    errors = _console(stderr=True)
+    left = [slug for slug in run.slugs if run.notebooks[slug].state != "done"]
+    with _Watch(errors, run) as watch:
+        execute(run, workers=workers, progress=watch.changed)
+    if json_:
+        print(json.dumps(run.claims, indent=1))
+    else:
+        _print_claims(run)
+    for sentence in run.trouble:
+        errors.print(f"workbench: {sentence}.", style="red", highlight=False, markup=False)
+    if run.interrupted:
+        done = sum(notebook.state == "done" for notebook in run.notebooks.values())
+        errors.print(
+            f"Interrupted with {done} of {len(run.slugs)} notebooks done; go on with: workbench reproduce --resume --run {run.id} --out {out}",
+            highlight=False,
+            markup=False,
+        )
+        raise typer.Exit(130)
+    for sentence in run.alarms:
+        errors.print(f"not as expected: {sentence}", style="red", highlight=False, markup=False)
+    if not json_:
+        total = len(run.claims)
+        errors.print(
+            f"{len(left)} notebooks run, {total} claims; report: {run.folder / 'report.html'}",
+            highlight=False,
+            markup=False,
+        )
+    raise typer.Exit(1 if run.alarms or run.trouble else 0)
+
+
+class _Watch:
+    """Live progress: a table in a terminal, a line an event elsewhere. All on standard error."""
+
+    def __init__(self, console: Console, run: Any) -> None:
+        self.console, self.run = console, run
+        self._live = (
+            Live(get_renderable=self._table, console=console, refresh_per_second=4, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> _Watch:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._live:
+            self._live.stop()
+
+    def changed(self, slug: str, state: str) -> None:
+        if self._live:
+            return
+        notebook = self.run.notebooks[slug]
+        took = f" in {notebook.seconds:.0f} s" if state == "done" else ""
+        self.console.print(f"{slug}: {state}{took}", highlight=False, markup=False)
+
+    def _table(self) -> Table:
+        import time
+
+        now = time.strftime("%H:%M:%S")
+        table = Table(box=None, pad_edge=False, title=f"run {self.run.id}, {now}", title_justify="left")
+        for name in ("paper", "state", "seconds", "verdicts"):
+            table.add_column(name)
+        for slug, notebook in self.run.notebooks.items():
+            verdicts = [row["verdict"] for row in notebook.claims]
+            said = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
+            table.add_row(slug, notebook.state, f"{notebook.seconds:.0f}" if notebook.seconds else "", said)
+        return table
+
+
+def _print_claims(run: Any) -> None:
+    table = Table(
+        header_style="bold",
+        title=f"scale {run.scale}, seed {run.seed}{', control' if run.control else ''}",
+        title_justify="left",
+    )
+    table.add_column("paper", no_wrap=True)
+    table.add_column("claim", no_wrap=True)
+    table.add_column("the paper", max_width=34)
+    table.add_column("measured", max_width=34)
+    table.add_column("ours (interval)", no_wrap=True)
+    table.add_column("passes if", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("s", justify="right")
+    table.add_column("tokens", justify="right")
+    previous = None
+    for row in run.claims:
+        if previous not in (None, row["slug"]):
+            table.add_section()
+        ours = ""
+        if row["value"] is not None:
+            ours = f"{row['value']:.3g}" + (
+                f" ({row['low']:.3g} to {row['high']:.3g})" if row["low"] != row["high"] else ""
+            )
+        verdict = f"[{_STYLES[row['verdict']]}]{row['verdict']}[/]"
+        tokens = f"{row['tokens']:,}" if row["tokens"] else ""
+        cells = (
+            row["claim"],
+            _plain(row["paper"]),
+            _plain(row["measure"]),
+            ours,
+            _plain(row["passes"]),
+            verdict,
+            f"{row['seconds']:.1f}",
+            tokens,
+        )
+        table.add_row(row["slug"] if row["slug"] != previous else "", *cells)
+        previous = row["slug"]
+    _console().print(table)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+@models_app.command("list")
+def models_list(json_: JsonFlag = False) -> None:
+    """The embedded models, and how to name others."""
+    from workbench import models
+
+    found = models.list_embedded()
+    if json_:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("spec", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("what it is")
+    for entry in found:
+        table.add_row(entry["spec"], f"{entry['bytes'] / 1e6:.2f} MB", entry["summary"])
+    console = _console()
+    console.print(table)
+    console.print(
+        "Others: hf:<id or folder> for any Hugging Face causal language model with safetensors weights.",
+        style="dim",
+        highlight=False,
+    )
+
+
+@models_app.command("info")
+def models_info(spec: str, json_: JsonFlag = False) -> None:
+    """Architecture, size, memory needed, checksum."""
+    from workbench import models
+
+    facts = models.info(spec)
+    if json_:
+        print(json.dumps(facts, indent=1))
+        return
+    _print_facts(facts)
+
+
+@models_app.command("build")
+def models_build(
+    name: Annotated[str, typer.Argument(help="An embedded model, e.g. codeword.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the new weights; default: beside the shipped ones, as <name>-rebuilt."),
+    ] = None,
+) -> None:
+    """Train an embedded model again from its recipe, and compare its loss with the card's."""
+    from workbench import models
+
+    _print_facts(models.build(name, out))
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), str(value))
+    _console().print(table)
+
+
+@app.command()
+def doctor(json_: JsonFlag = False) -> None:
+    """What this machine has, what is missing, and how to get it."""
+    from workbench.doctor import examine
+
+    checks = examine()
+    if json_:
+        print(json.dumps(checks, indent=1))
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("", "what", "found", "cure"):
+            table.add_column(name)
+        marks = {"ok": "[green]ok[/]", "missing": "[yellow]missing[/]", "broken": "[red]broken[/]"}
+        for check in checks:
+            table.add_row(marks[check["state"]], check["what"], _plain(check["found"]), _plain(check["cure"]))
+        _console().print(table)
+    raise typer.Exit(1 if any(check["state"] == "broken" for check in checks) else 0)

@@ -1,0 +1,58 @@
+"""Rare events whose probability is known in closed form: where an estimator is tried first.
+
+Does: a Gaussian tail with one or two modes, and importance sampling from shifted Gaussians.
+Does not: anything with a model in it; see `workbench.problems.event`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logsumexp, ndtr, ndtri
+
+from workbench.errors import require_number
+from workbench.streams import Stream
+
+
+@dataclass(frozen=True)
+class GaussianTail:
+    """P(Z > threshold) for Z ~ N(0, 1), or P(|Z| > threshold) if `two_sided`.
+
+    The two-sided tail is the classic trap for importance sampling: a proposal shifted to one side
+    hardly ever visits the other, and looks precise while it is wrong by half.
+    """
+
+    threshold: float = 2.0
+    two_sided: bool = False
+
+    def __post_init__(self) -> None:
+        require_number("threshold", self.threshold, low=0, high=37, cure="choose a threshold such as 3.0")
+
+    @property
+    def name(self) -> str:
+        return f"gaussian-tail({self.threshold:g}{', two-sided' if self.two_sided else ''})"
+
+    @property
+    def truth(self) -> float:
+        """Phi(-threshold), twice that if two-sided."""
+        return float(ndtr(-self.threshold)) * (2 if self.two_sided else 1)
+
+    def sample(self, n: int, stream: Stream) -> dict[str, np.ndarray]:
+        """{"hit": (n,) bool}: one draw of Z each."""
+        return {"hit": self._hit(ndtri(stream.uniforms(n)[:, 0]))}
+
+    def sample_from(self, proposal, n: int, stream: Stream) -> dict[str, np.ndarray]:
+        """{"hit": (n,), "log_weight": (n,)}: draws from (1 - mixture) N(strength, 1) + mixture N(0, 1).
+
+        The log-weight is log p(z) - log q(z).
+        """
+        uniforms = stream.uniforms(n, 2)
+        z = ndtri(uniforms[:, 0]) + np.where(uniforms[:, 1] < proposal.mixture, 0.0, proposal.strength)
+        tilt = proposal.strength * z - proposal.strength**2 / 2
+        with np.errstate(divide="ignore"):
+            log_ratio = logsumexp([np.log1p(-proposal.mixture) + tilt, np.full(n, np.log(proposal.mixture))], axis=0)
+        return {"hit": self._hit(z), "log_weight": -log_ratio}
+
+    def _hit(self, z: np.ndarray) -> np.ndarray:
+        return np.abs(z) > self.threshold if self.two_sided else z > self.threshold
