@@ -68,5 +68,5 @@ def test_generators_differ_by_sample_and_repeat():
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "0", True, None, 2**63])
 def test_bad_seeds_are_refused(seed):
-    with pytest.raises(WorkbenchError, match="seed is .* whole number"):
+    with pytest.raises(WorkbenchError, match=r"seed is .* whole number"):
         Stream.of(seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp, ndtr, ndtri
+from scipy.special import ndtr, ndtri
 
 from workbench.errors import require_number
 from workbench.streams import Stream
@@ -47,12 +47,25 @@ class GaussianTail:
 
         The log-weight is log p(z) - log q(z).
         """
+        plain = proposal.switch == 0
+        drawn = self.pilot_from(proposal.strength, np.full(n, proposal.mixture), np.full(n, 0 if plain else 1), n, stream)
+        return {"hit": drawn["hit"], "log_weight": drawn["log_weight"]}
+
+    def pilot_from(
+        self, strength: float, mixture: np.ndarray, switch: np.ndarray, n: int, stream: Stream
+    ) -> dict[str, np.ndarray]:
+        """As `sample_from`, with a mixture and switch (n,) for each draw; also log_p, log_q (n, 1) of p and N(strength, 1).
+
+        A draw is one token: switch 0 draws from p itself.
+        """
         uniforms = stream.uniforms(n, 2)
-        z = ndtri(uniforms[:, 0]) + np.where(uniforms[:, 1] < proposal.mixture, 0.0, proposal.strength)
-        tilt = proposal.strength * z - proposal.strength**2 / 2
+        share = np.where(switch == 0, 1.0, mixture)
+        z = ndtri(uniforms[:, 0]) + np.where(uniforms[:, 1] < share, 0.0, strength)
+        log_p = -(z**2) / 2 - np.log(2 * np.pi) / 2
+        log_q = log_p + strength * z - strength**2 / 2
         with np.errstate(divide="ignore"):
-            log_ratio = logsumexp([np.log1p(-proposal.mixture) + tilt, np.full(n, np.log(proposal.mixture))], axis=0)
-        return {"hit": self._hit(z), "log_weight": -log_ratio}
+            log_mixed = np.logaddexp(np.log1p(-share) + log_q, np.log(share) + log_p)
+        return {"hit": self._hit(z), "log_weight": log_p - log_mixed, "log_p": log_p[:, None], "log_q": log_q[:, None]}
 
     def _hit(self, z: np.ndarray) -> np.ndarray:
         return np.abs(z) > self.threshold if self.two_sided else z > self.threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def _drawing(row: dict[str, Any]) -> dict[str, Any] | None:
         return round((value - low) / (high - low) * _WIDTH, 1)
 
     edges = [low, *sorted(bars), high]
-    passing = [(x(a), x(b) - x(a)) for a, b in zip(edges, edges[1:], strict=False) if condition.holds((a + b) / 2)]
+    passing = [(x(a), x(b) - x(a)) for a, b in itertools.pairwise(edges) if condition.holds((a + b) / 2)]
     return {
         "width": _WIDTH,
         "height": _HEIGHT,

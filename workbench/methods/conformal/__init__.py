@@ -1,0 +1,1 @@
+"""Distribution-free risk control and calibrated probability."""

@@ -1,0 +1,1 @@
+"""Tail risk: how often, how badly and after how many tries something rare goes wrong."""
