@@ -12,7 +12,9 @@ from workbench.papers import find_paper
 
 @pytest.fixture
 def scaled():
-    return next(claim for claim in find_paper("saber").claims if claim.mode == "scaled" and claim.passes.startswith(">="))
+    return next(
+        claim for claim in find_paper("saber").claims if claim.mode == "scaled" and claim.passes.startswith(">=")
+    )
 
 
 def test_measure_records_value_verdict_and_spend(scaled, capsys):
@@ -37,7 +39,7 @@ def test_a_statistical_value_needs_its_interval_and_sense(scaled):
     for arguments in [(1.0, None), (math.nan, (0, 1)), (1.0, (0, math.inf)), (2.0, (0, 1))]:
         with pytest.raises(WorkbenchError, match=rf"Claim {scaled.id} was measured"):
             paper.measure(scaled.id, *arguments)
-    with pytest.raises(WorkbenchError, match="write it into saber.toml before measuring it"):
+    with pytest.raises(WorkbenchError, match=r"write it into saber\.toml before measuring it"):
         paper.measure("C99", 1.0, interval=(0, 2))
 
 

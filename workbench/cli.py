@@ -16,6 +16,7 @@ from rich.table import Table
 
 from workbench.errors import WorkbenchError, require_choice, require_integer
 from workbench.papers import FAMILIES, SCALES, Paper, all_papers, find_paper
+from workbench.paths import datasets_folder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -285,7 +286,10 @@ def models_list(json_: JsonFlag = False) -> None:
     """The embedded models, and how to name others."""
     from workbench import models
 
-    found = models.list_embedded()
+    found = [
+        {"spec": f"embedded/{name}", "summary": models.card(name)["summary"], "bytes": models.info(f"embedded/{name}")["bytes"]}
+        for name in models.list_embedded()
+    ]
     if json_:
         print(json.dumps(found, indent=1))
         return
@@ -310,6 +314,7 @@ def models_info(spec: str, json_: JsonFlag = False) -> None:
     from workbench import models
 
     facts = models.info(spec)
+    facts = facts | {"memory": str(facts["memory"])}
     if json_:
         print(json.dumps(facts, indent=1))
         return
@@ -327,7 +332,8 @@ def models_build(
     """Train an embedded model again from its recipe, and compare its loss with the card's."""
     from workbench import models
 
-    _print_facts(models.build(name, out))
+    folder = out or datasets_folder() / "models" / f"{name}-rebuilt"
+    _print_facts(models.build(name, folder))
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

@@ -42,19 +42,11 @@ def examine() -> list[dict[str, str]]:
     try:
         from workbench import models
 
-        for entry in models.list_embedded():
-            good = models.info(entry["spec"])["checksum_ok"]
-            cure = (
-                ""
-                if good
-                else f"restore datasets/models/ from the repository, or run: workbench models build {entry['spec'].split('/')[1]}"
-            )
-            add(
-                "ok" if good else "broken",
-                entry["spec"],
-                "checksum right" if good else "weights differ from their checksum",
-                cure,
-            )
+        for name in models.list_embedded():
+            good = models.info(f"embedded/{name}")["checksum_ok"]
+            found = "checksum right" if good else "weights differ from their checksum"
+            cure = "" if good else f"restore datasets/models/ from the repository, or run: workbench models build {name}"
+            add("ok" if good else "broken", f"embedded/{name}", found, cure)
     except WorkbenchError as error:
         add("broken", "embedded models", str(error), "restore datasets/ from the repository")
     kernels = util.find_spec("ipykernel") is not None

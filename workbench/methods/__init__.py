@@ -18,6 +18,10 @@ def estimators() -> dict[str, type[Any]]:
     for module_info in pkgutil.walk_packages(__path__, prefix=__name__ + "."):
         module = importlib.import_module(module_info.name)
         for name, thing in vars(module).items():
-            if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__ and is_estimator(thing):
+            if (
+                not name.startswith("_")
+                and getattr(thing, "__module__", None) == module.__name__
+                and is_estimator(thing)
+            ):
                 found[name] = thing
     return dict(sorted(found.items()))

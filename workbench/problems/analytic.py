@@ -6,6 +6,7 @@ Does not: anything with a model in it; see `workbench.problems.event`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,24 +49,36 @@ class GaussianTail:
         The log-weight is log p(z) - log q(z).
         """
         plain = proposal.switch == 0
-        drawn = self.pilot_from(proposal.strength, np.full(n, proposal.mixture), np.full(n, 0 if plain else 1), n, stream)
+        settings = np.full(n, proposal.mixture), np.full(n, 0 if plain else 1)
+        drawn = self.pilot_from(proposal.strength, *settings, n, stream, score_under=())
         return {"hit": drawn["hit"], "log_weight": drawn["log_weight"]}
 
     def pilot_from(
-        self, strength: float, mixture: np.ndarray, switch: np.ndarray, n: int, stream: Stream
+        self,
+        strength: float,
+        mixture: np.ndarray,
+        switch: np.ndarray,
+        n: int,
+        stream: Stream,
+        score_under: Sequence[float],
     ) -> dict[str, np.ndarray]:
-        """As `sample_from`, with a mixture and switch (n,) for each draw; also log_p, log_q (n, 1) of p and N(strength, 1).
-
-        A draw is one token: switch 0 draws from p itself.
+        """As `sample_from`, with a mixture and switch (n,) for each draw; also log_p (n, 1) of p and log_q
+        (n, strengths, 1) of N(strength, 1) for each strength of `score_under`. A draw is one token: switch 0 draws from p.
         """
         uniforms = stream.uniforms(n, 2)
         share = np.where(switch == 0, 1.0, mixture)
         z = ndtri(uniforms[:, 0]) + np.where(uniforms[:, 1] < share, 0.0, strength)
         log_p = -(z**2) / 2 - np.log(2 * np.pi) / 2
         log_q = log_p + strength * z - strength**2 / 2
+        scored = [log_p + other * z - other**2 / 2 for other in score_under]
         with np.errstate(divide="ignore"):
             log_mixed = np.logaddexp(np.log1p(-share) + log_q, np.log(share) + log_p)
-        return {"hit": self._hit(z), "log_weight": log_p - log_mixed, "log_p": log_p[:, None], "log_q": log_q[:, None]}
+        return {
+            "hit": self._hit(z),
+            "log_weight": log_p - log_mixed,
+            "log_p": log_p[:, None],
+            "log_q": np.reshape(scored, (len(score_under), n)).T[:, :, None],
+        }
 
     def _hit(self, z: np.ndarray) -> np.ndarray:
         return np.abs(z) > self.threshold if self.two_sided else z > self.threshold

@@ -64,7 +64,11 @@ class MonteCarlo:
             return Estimate.unknown(0.0, 1.0, "no sample has been drawn yet", level=self.level)
         low, high = clopper_pearson(hits, n, self.level)
         value = hits / n
-        why = "" if hits else f"no hit in {n:,} samples: this bounds the probability from above and does not show that it is zero"
+        why = (
+            ""
+            if hits
+            else f"no hit in {n:,} samples: this bounds the probability from above and does not show that it is zero"
+        )
         return Estimate(
             value=value,
             low=low,

@@ -1,0 +1,259 @@
+"""Any Hugging Face causal language model behind the `LanguageModel` interface.
+
+Does: decodes with a key-value cache, scores, reads hidden states, and steers by hooks on shared weights.
+A row's log-probs on the CPU do not depend on its neighbours: torch's results move in the last bits with the
+batch width (matrix kernels differ) but not with the neighbours at one width, so every forward pass here
+has one fixed width; the last batch is filled up by repeating a row. Prompts of one length go together, so
+nothing is padded on the left either.
+Does not: load anything; see `loading`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+
+from workbench.errors import LacksCapability, refuse, require_integer
+from workbench.models.base import (
+    EXACT_REPLAY,
+    SAME_IN_DISTRIBUTION,
+    LanguageModel,
+    Session,
+    by_length,
+    check_context,
+    on_one_thread,
+    one_length,
+    prompt_lists,
+)
+from workbench.models.steering import Steering, active, check_steering, decoder_layers, recording
+
+MICRO_BATCH = 32
+"""Rows of one forward pass on a GPU. On a CPU: 64 for a small model, where a pass costs the same anyway, and 8
+for a large one (the narrowest width at which the results were seen not to move)."""
+_SMALL = 50_000_000
+
+
+@dataclass
+class _Sizes:
+    """Widths that a model and its steered views share, so that one that ran out of memory warns them all."""
+
+    micro_batch: int
+    prefill_width: int
+    rows_at_once: int
+
+
+class HFModel(LanguageModel):
+    """A causal language model of `transformers` with its tokenizer (None: token ids only).
+
+    `micro_batch` is the fixed width of a forward pass. `steered` gives a view that shares the weights.
+    """
+
+    def __init__(self, network: nn.Module, tokenizer: Any, name: str, *, micro_batch: int | None = None) -> None:
+        self.network, self.tokenizer, self.name = network.eval(), tokenizer, name
+        config = network.config.get_text_config()
+        self.device = next(network.parameters()).device
+        self.parameters = sum(p.numel() for p in network.parameters())
+        small, on_cpu = self.parameters < _SMALL, self.device.type == "cpu"
+        self.small = small and on_cpu
+        width = ((64 if small else 8) if on_cpu else MICRO_BATCH) if micro_batch is None else micro_batch
+        width = require_integer("micro_batch", width, low=1, cure="pass e.g. micro_batch=32")
+        # A small model reads many prompts in the time of one; a large one should not read a prompt 32 times.
+        self._sizes = _Sizes(width, width if small else 1, width * (8 if on_cpu else 1))
+        self.vocab_size = int(config.vocab_size)
+        self.width = int(config.hidden_size)
+        self.n_layers = int(config.num_hidden_layers)
+        self.context_length = getattr(config, "max_position_embeddings", None)
+        self.eos_ids = _eos_ids(network)
+        self.flops_per_token = 2.0 * self.parameters
+        # An expert sees as many rows as are routed to it, so its results move with a row's neighbours.
+        experts = any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+        self.replay = EXACT_REPLAY if on_cpu and not experts else SAME_IN_DISTRIBUTION
+        self.capabilities = frozenset({"sample", "log_probs", "next_log_probs", "hidden_states", "steer", "train"})
+        self.steerings: tuple[Steering, ...] = ()
+        self._keeps_last = "logits_to_keep" in inspect.signature(network.forward).parameters
+
+    @property
+    def micro_batch(self) -> int:
+        return self._sizes.micro_batch
+
+    @property
+    def rows_at_once(self) -> int:
+        return self._sizes.rows_at_once
+
+    def shrink(self) -> None:
+        self._sizes.rows_at_once = max(1, self._sizes.rows_at_once // 2)
+        self._sizes.micro_batch = min(self._sizes.micro_batch, self._sizes.rows_at_once)
+        self._sizes.prefill_width = min(self._sizes.prefill_width, self._sizes.micro_batch)
+
+    @cached_property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, found by shape."""
+        return decoder_layers(self.network, self.n_layers)
+
+    def encode(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            return super().encode(text)
+        try:
+            return self.tokenizer.encode(text)
+        except Exception as error:  # tokenizers raises nothing narrower for a word it does not know
+            raise refuse("text", text, f"be made of tokens that {self.name} knows", "see its tokenizer.json") from error
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        if self.tokenizer is None:
+            return super().decode(tokens)
+        return self.tokenizer.decode([int(t) for t in tokens if t >= 0], skip_special_tokens=True)
+
+    def steered(self, steering: Steering) -> HFModel:
+        """A view with `steering` on top of what this one has; the weights are shared."""
+        check_steering(steering, self.layers, self.width)
+        view = copy.copy(self)
+        view.steerings = (*self.steerings, steering)
+        view.name = f"{self.name} ({steering.kind} {steering.strength:g})"
+        return view
+
+    def start(self, prompts: Any) -> HFSession:
+        given = one_length(prompts)
+        if given.shape[1] == 0:
+            raise refuse("prompts", "empty", "hold at least one token", "begin with the end-of-sequence token")
+        distinct, row_of = np.unique(given, axis=0, return_inverse=True)
+        self.charge_read(given.size, calls=len(given))
+        caches, laws = [], []
+        prefill_width, width, rows = self._sizes.prefill_width, self.micro_batch, row_of.reshape(-1)
+        for block in _blocks(distinct, prefill_width):
+            output = self.forward(block, use_cache=True, keep=1)
+            caches.append(output.past_key_values)
+            laws.append(self.log_softmax(output.logits[:, -1]))
+        log_probs = torch.cat(laws)[torch.as_tensor(rows)]
+        return HFSession(self, _regroup(caches, rows, prefill_width, width), log_probs, width, given.shape[1])
+
+    def next_log_probs(self, prefixes: np.ndarray) -> np.ndarray:
+        self.charge_read(prefixes.size, calls=len(prefixes))
+        laws = [
+            self.log_softmax(self.forward(block, keep=1).logits[:, -1]) for block in _blocks(prefixes, self.micro_batch)
+        ]
+        return torch.cat(laws)[: len(prefixes)].cpu().numpy()
+
+    def token_log_probs(self, sequences: np.ndarray, first: int) -> np.ndarray:
+        self.charge_read(sequences.size, calls=len(sequences))
+        out = []
+        for block in _blocks(sequences, self.micro_batch):
+            logits = self.forward(block[:, :-1], keep=sequences.shape[1] - first).logits
+            target = torch.as_tensor(block[:, first:], device=logits.device)[..., None]
+            # One position at a time: a float64 copy of all logits at once would be the largest tensor by far.
+            columns = [
+                self.log_softmax(logits[:, t - target.shape[1]]).gather(1, target[:, t]) for t in range(target.shape[1])
+            ]
+            out.append(torch.cat(columns, dim=1))
+        return torch.cat(out)[: len(sequences)].cpu().numpy()
+
+    def hidden_states(self, prompts: Any, layer: int) -> np.ndarray:
+        """(n, width) float64: the residual stream at the input of `layer` (0 the first; n_layers: after the last)
+        for the last token of each prompt; prompts as in `sampling.sample`."""
+        require_integer("layer", layer, low=0, high=self.n_layers, cure=f"{self.name} has {self.n_layers} layers")
+        given = prompt_lists(self, prompts)
+        out = np.empty((len(given), self.width))
+        for group in by_length(given):
+            sequences = np.stack([given[i] for i in group])
+            self.charge_read(sequences.size, calls=len(sequences))
+            seen: list[torch.Tensor] = []
+            with recording(self.layers, layer, lambda h, seen=seen: seen.append(h[:, -1].double().cpu())):
+                for block in _blocks(sequences, self.micro_batch):
+                    self.forward(block, keep=1)
+            out[group] = torch.cat(seen)[: len(group)].numpy()
+        return out
+
+    def forward(self, tokens: Any, *, cache: Any = None, use_cache: bool = False, keep: int = 0) -> Any:
+        """One pass of the network over tokens (width, length) with this view's steering on; logits are float32 or
+        as wide as the network. keep: logits of the last `keep` positions only (0: all), where the network can."""
+        options = {"logits_to_keep": keep} if self._keeps_last and keep else {}
+        ids = torch.as_tensor(tokens, dtype=torch.int64, device=self.device)
+        steering = active(self.layers if self.steerings else nn.ModuleList(), self.steerings)
+        with torch.inference_mode(), on_one_thread(self.small), steering:
+            output = self.network(ids, past_key_values=cache, use_cache=use_cache, **options)
+        if use_cache and getattr(output, "past_key_values", None) is None:
+            raise LacksCapability(
+                f"{self.name} keeps no key-value cache that can be branched, so it can't be sampled here; "
+                "use score() or next_log_probs(), or another architecture."
+            )
+        return output
+
+    def log_softmax(self, logits: torch.Tensor) -> torch.Tensor:
+        """log p in float64, on the model's device where it has float64 and on the CPU otherwise; refuses logits
+        that are not numbers."""
+        wide = (logits.cpu() if logits.device.type == "mps" else logits).double()
+        if not bool(torch.isfinite(wide).all()):
+            cure = "load it with dtype='float32', or check the weights and the steering strength"
+            raise refuse(f"logits of {self.name}", "NaN or infinite", "be finite", cure)
+        return torch.log_softmax(wide, dim=-1)
+
+
+class HFSession(Session):
+    """Rows in groups of one fixed width, each with a key-value cache of its own."""
+
+    def __init__(self, model: HFModel, caches: list[Any], log_probs: torch.Tensor, width: int, read: int) -> None:
+        self.model, self.caches, self.log_probs, self.width, self.read = model, caches, log_probs, width, read
+        self.n = len(log_probs)
+
+    def advance(self, tokens: Any) -> None:
+        tokens = np.asarray(tokens, dtype=np.int64)
+        check_context(self.model, self.read, 1)
+        self.model.charge_read(int((tokens >= 0).sum()))
+        self.read += 1
+        laws = []
+        for i, block in enumerate(_blocks(np.maximum(tokens, 0)[:, None], self.width)):
+            output = self.model.forward(block, cache=self.caches[i], use_cache=True)
+            self.caches[i] = output.past_key_values
+            laws.append(self.model.log_softmax(output.logits[:, -1]))
+        self.log_probs = torch.cat(laws)[: self.n]
+
+    def select(self, rows: Any) -> HFSession:
+        rows = np.asarray(rows, dtype=np.int64)
+        caches = _regroup(self.caches, rows, self.width, self.width)
+        return HFSession(self.model, caches, self.log_probs[torch.as_tensor(rows)], self.width, self.read)
+
+
+def _regroup(caches: list[Any], rows: np.ndarray, width: int, new_width: int) -> list[Any]:
+    """Caches of `new_width` rows each that hold `rows` of the old ones, which are left as they are."""
+    return [_rows_of(caches, torch.as_tensor(block), width) for block in _blocks(rows, new_width)]
+
+
+def _rows_of(parts: list[Any], rows: torch.Tensor, width: int) -> Any:
+    """`rows` of what `parts` hold together: a cache, its list of layers, or the tensors in them, whose first axis is
+    the batch. Goes by shape, so that caches of attention, of sliding windows and of recurrent layers will do."""
+    first = parts[0]
+    if isinstance(first, torch.Tensor):
+        if first.ndim == 0 or first.shape[0] != width:
+            return first
+        whole = first if len(parts) == 1 else torch.cat(parts)
+        return whole.index_select(0, rows.to(whole.device))
+    if isinstance(first, dict):
+        return {key: _rows_of([part[key] for part in parts], rows, width) for key in first}
+    if isinstance(first, list):
+        return [_rows_of([part[i] for part in parts], rows, width) for i in range(len(first))]
+    if not hasattr(first, "layers") and not isinstance(first, CacheLayerMixin | LinearAttentionCacheLayerMixin):
+        return first
+    picked = copy.copy(first)
+    picked.__dict__.update(_rows_of([part.__dict__ for part in parts], rows, width))
+    return picked
+
+
+def _blocks(rows: np.ndarray, width: int) -> list[np.ndarray]:
+    """`rows` in blocks of exactly `width`, the last filled up by repeating its last row."""
+    whole = rows[np.minimum(np.arange(-(-len(rows) // width) * width), len(rows) - 1)]
+    return [whole[at : at + width] for at in range(0, len(whole), width)]
+
+
+def _eos_ids(network: nn.Module) -> tuple[int, ...]:
+    generation = getattr(network, "generation_config", None)
+    eos = getattr(generation, "eos_token_id", None)
+    eos = network.config.get_text_config().eos_token_id if eos is None else eos
+    return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)

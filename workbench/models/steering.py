@@ -1,0 +1,170 @@
+"""Steering a transformer by its residual stream, on the untouched Hugging Face model.
+
+Does: adds a direction to the input of one decoder layer at all positions (persona addition), or removes a
+direction at every block input, attention output and MLP output (ablation, a <- a - strength (a.d) d); finds
+the decoder layers by shape. Source: Angell et al. (arXiv 2604.22167), after Arditi et al. (arXiv 2406.11717).
+Does not: change weights. The hooks stand only while a forward pass of the steered view runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from workbench.errors import LacksCapability, refuse, require_choice, require_finite, require_integer, require_number
+from workbench.models.base import LanguageModel
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What to do to the residual stream.
+
+    kind "add": h <- h + strength * direction at the input of `layer`, at all positions (one layer: name it).
+    kind "ablate": a <- a - strength (a.d) d with d the unit vector along `direction`, at the block input, the
+    attention output and the MLP output of `layer`, or of every layer where layer is None.
+    direction (width,); strength 0 is the base model, bit for bit.
+    """
+
+    direction: np.ndarray
+    strength: float
+    kind: str = "add"
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("steering kind", self.kind, ("add", "ablate"))
+        require_number("steering strength", self.strength, cure="pass a finite number such as 8.0")
+        direction = require_finite("steering direction", self.direction, "pass a vector of the model's width")
+        if direction.ndim != 1 or not np.linalg.norm(direction) > 0:
+            cure = "use mean_difference_direction(...)"
+            raise refuse("steering direction", f"of shape {direction.shape}", "be one vector other than zero", cure)
+        if self.kind == "add" and self.layer is None:
+            raise refuse("steering layer", None, "name one layer for kind 'add'", "pass e.g. layer=1")
+        object.__setattr__(self, "direction", direction)
+
+
+def decoder_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
+    """The one list of `n_layers` blocks in `model`. Refuses where there is none or several."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    blocks = [m for m in lists if len({type(block) for block in m}) == 1 and any(True for _ in m[0].children())]
+    if len(blocks) != 1:
+        raise LacksCapability(
+            f"{type(model).__name__} has {len(blocks)} lists of {n_layers} decoder layers but steering and hidden "
+            "states need exactly one; use a decoder-only model."
+        )
+    return blocks[0]
+
+
+def check_steering(steering: Steering, layers: nn.ModuleList, width: int) -> None:
+    """Refuses a direction of the wrong width, a layer that is not there, a block whose parts can't be told apart."""
+    if len(steering.direction) != width:
+        cure = "take the direction from this very model"
+        raise refuse("steering direction", f"of length {len(steering.direction)}", f"have length {width}", cure)
+    if steering.layer is not None:
+        require_integer("steering layer", steering.layer, low=0, high=len(layers) - 1, cure="count layers from 0")
+    if steering.kind == "ablate":
+        for layer in layers:
+            _parts(layer)
+
+
+@contextmanager
+def active(layers: nn.ModuleList, steerings: Sequence[Steering]) -> Iterator[None]:
+    """Hooks for `steerings`, in order, on while the block runs and gone after it, whatever happens inside."""
+    with ExitStack() as stack:
+        for steering in steerings:
+            if steering.strength == 0:
+                continue
+            chosen = layers if steering.layer is None else [layers[steering.layer]]
+            change = _change(steering)
+            for layer in chosen:
+                hooks = [layer.register_forward_pre_hook(_on_input(change), with_kwargs=True)]
+                if steering.kind == "ablate":
+                    hooks += [part.register_forward_hook(_on_output(change)) for part in _parts(layer)]
+                for hook in hooks:
+                    stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def recording(layers: nn.ModuleList, layer: int, record: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Calls `record` with the residual stream at the input of `layer`; at the last block's output for len(layers)."""
+    if layer == len(layers):
+        hook = layers[-1].register_forward_hook(lambda module, args, output: record(_first(output)))
+    else:
+
+        def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            record(args[0] if args else kwargs["hidden_states"])
+
+        hook = layers[layer].register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def mean_difference_direction(
+    model: LanguageModel, positive_prompts: Any, negative_prompts: Any, layer: int
+) -> np.ndarray:
+    """(width,) unit vector of mean hidden state over the positive prompts minus that over the negative ones,
+    at the input of `layer`, last prompt token. Refuses where the two means are the same."""
+    positive = model.hidden_states(positive_prompts, layer).mean(axis=0)
+    difference = positive - model.hidden_states(negative_prompts, layer).mean(axis=0)
+    norm = float(np.linalg.norm(difference))
+    if norm == 0:
+        raise refuse("mean difference", 0, "be a vector other than zero", "pass two sets of unlike prompts")
+    return difference / norm
+
+
+def _change(steering: Steering) -> Callable[[torch.Tensor], torch.Tensor]:
+    given = torch.as_tensor(steering.direction)
+
+    def add(h: torch.Tensor) -> torch.Tensor:
+        return h + (steering.strength * given).to(h.device, h.dtype)
+
+    unit = given / given.norm()
+
+    def ablate(h: torch.Tensor) -> torch.Tensor:
+        d = unit.to(h.device, h.dtype)
+        return h - steering.strength * (h * d).sum(dim=-1, keepdim=True) * d
+
+    return add if steering.kind == "add" else ablate
+
+
+def _on_input(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+
+    return hook
+
+
+def _on_output(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    return hook
+
+
+def _first(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _parts(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A block's attention and MLP, told by their names; norms and dropout hold those words too and are left out."""
+    bodies = {name: child for name, child in layer.named_children() if any(p.ndim > 1 for p in child.parameters())}
+    found = []
+    for words in (("attn", "attention"), ("mlp", "feed_forward", "ffn", "moe")):
+        named = [child for name, child in bodies.items() if any(word in name.lower() for word in words)]
+        if len(named) != 1:
+            raise LacksCapability(
+                f"{type(layer).__name__} has no single part named {' or '.join(words)}, so its direction can't be "
+                "ablated; use kind='add'."
+            )
+        found.append(named[0])
+    return found[0], found[1]

@@ -1,0 +1,1 @@
+"""Questions with known truth: analytic, grammar, enumerated, tabular."""
