@@ -75,7 +75,7 @@ class Estimator(Protocol):
 
 def is_estimator(kind: Any) -> bool:
     """Whether a class has the protocol's shape."""
-    frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen
+    frozen = is_dataclass(kind) and vars(kind)["__dataclass_params__"].frozen
     return (
         isinstance(kind, type)
         and frozen

@@ -49,7 +49,7 @@ class PrefixTree:
 
     def contains(self, *wanted: int) -> np.ndarray:
         """(N,) booleans: any of the tokens `wanted` is among those generated."""
-        return np.isin(self.tokens, wanted).any(axis=1)
+        return np.asarray(np.isin(self.tokens, wanted).any(axis=1))
 
     def probability(self, event: np.ndarray) -> float:
         """Sum of the probabilities of the leaves where `event` (N,) holds."""

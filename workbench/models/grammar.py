@@ -75,7 +75,7 @@ class GrammarModel(LanguageModel):
     def decode(self, tokens: Sequence[int]) -> str:
         return " ".join(self.tokens[token] for token in tokens if token >= 0)
 
-    def state_after(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    def state_after(self, prompts: Any) -> np.ndarray:
         """(n,) the state in which each prompt (all of one length) leaves the automaton."""
         states = np.full(len(prompts), self.start_state)
         for column in np.asarray(prompts, dtype=np.int64).reshape(len(prompts), -1).T:

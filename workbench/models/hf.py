@@ -57,7 +57,7 @@ class HFModel(LanguageModel):
     `micro_batch` is the fixed width of a forward pass. `steered` gives a view that shares the weights.
     """
 
-    def __init__(self, network: nn.Module, tokenizer: Any, name: str, *, micro_batch: int | None = None) -> None:
+    def __init__(self, network: Any, tokenizer: Any, name: str, *, micro_batch: int | None = None) -> None:
         self.network, self.tokenizer, self.name = network.eval(), tokenizer, name
         config = network.config.get_text_config()
         self.device = next(network.parameters()).device
@@ -242,7 +242,7 @@ def _rows_of(parts: list[Any], rows: torch.Tensor, width: int) -> Any:
     if not hasattr(first, "layers") and not isinstance(first, CacheLayerMixin | LinearAttentionCacheLayerMixin):
         return first
     picked = copy.copy(first)
-    picked.__dict__.update(_rows_of([part.__dict__ for part in parts], rows, width))
+    vars(picked).update(_rows_of([part.__dict__ for part in parts], rows, width))
     return picked
 
 
@@ -252,7 +252,7 @@ def _blocks(rows: np.ndarray, width: int) -> list[np.ndarray]:
     return [whole[at : at + width] for at in range(0, len(whole), width)]
 
 
-def _eos_ids(network: nn.Module) -> tuple[int, ...]:
+def _eos_ids(network: Any) -> tuple[int, ...]:
     generation = getattr(network, "generation_config", None)
     eos = getattr(generation, "eos_token_id", None)
     eos = network.config.get_text_config().eos_token_id if eos is None else eos

@@ -107,7 +107,7 @@ def from_folder(
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **common)
-        network, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=memory.torch_dtype(wanted.dtype),
             use_safetensors=True,
@@ -116,6 +116,7 @@ def from_folder(
             **placing,
             **common,
         )
+        network, report = loaded
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise WorkbenchError(f"{folder} is no causal language model that loads ({told}); check its files.") from error

@@ -34,4 +34,6 @@ def tabulate(tree: PrefixTree, model: LanguageModel, log_probs: np.ndarray | Non
     start = len(table)
     table = np.vstack([table, np.full(model.vocab_size, -np.log(model.vocab_size))])
     transition = np.vstack([transition, np.zeros(model.vocab_size, dtype=np.int64)])
-    return GrammarModel(table, transition, start_state=start, eos_id=model.eos_id, name=f"{model.name} tabulated")
+    made = GrammarModel(table, transition, start_state=start, eos_id=model.eos_id, name=f"{model.name} tabulated")
+    made.eos_ids = model.eos_ids
+    return made

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from workbench.budget import charge
-from workbench.errors import LacksCapability, require_choice, require_integer
+from workbench.errors import LacksCapability, refuse, require_choice, require_integer
 from workbench.models import (
     GrammarModel,
     LanguageModel,
@@ -83,7 +83,7 @@ class ModelEvent:
         drawn = sample(
             self.model, [self.prompt], n=n, max_new_tokens=self.max_new_tokens, stream=stream, stop_ids=self.stop_ids
         )
-        return {"hit": self.judge(drawn.tokens), "tokens": len(self.prompt) + drawn.lengths}
+        return {"hit": self._hits(drawn.tokens), "tokens": len(self.prompt) + drawn.lengths}
 
     def sample_from(self, proposal: Any, n: int, stream: Stream) -> dict[str, np.ndarray]:
         """{"hit": (n,), "log_weight": (n,), "tokens": (n,)} from a proposal with strength, mixture and switch.
@@ -95,7 +95,7 @@ class ModelEvent:
         tokens = len(self.prompt) + drawn.lengths
         if switch > 0:
             tokens = tokens + len(self.prompt) + np.minimum(drawn.lengths, switch)
-        return {"hit": self.judge(drawn.tokens), "log_weight": drawn.log_weights, "tokens": tokens}
+        return {"hit": self._hits(drawn.tokens), "log_weight": drawn.log_weights, "tokens": tokens}
 
     def pilot_from(
         self,
@@ -113,7 +113,7 @@ class ModelEvent:
         stay 0), and they pay for it.
         """
         drawn = self._mixed(strength, mixture, switch, n, stream)
-        hit = self.judge(drawn.tokens)
+        hit = self._hits(drawn.tokens)
         tokens = 2 * len(self.prompt) + drawn.lengths + np.minimum(drawn.lengths, switch)
         log_q = np.zeros((n, len(score_under), self.max_new_tokens))
         if hit.any():
@@ -123,7 +123,7 @@ class ModelEvent:
         return {
             "hit": hit,
             "log_weight": drawn.log_weights,
-            "log_p": drawn.log_p * hit[:, None],
+            "log_p": np.where(hit[:, None], drawn.log_p, 0.0),
             "log_q": log_q,
             "tokens": tokens,
         }
@@ -148,9 +148,18 @@ class ModelEvent:
     def steered(self, strength: float) -> LanguageModel:
         """The steered model; the last one asked for is kept."""
         assert self.steer is not None
-        if getattr(self, "_steered", (None,))[0] != strength:
-            self._steered = (strength, self.steer(strength))
-        return self._steered[1]
+        kept = getattr(self, "_steered", None)
+        if kept is None or kept[0] != strength:
+            # One assignment, and the answer is not read back: another worker may ask for another strength.
+            kept = self._steered = (strength, self.steer(strength))
+        return kept[1]
+
+    def _hits(self, completions: np.ndarray) -> np.ndarray:
+        hit = np.asarray(self.judge(completions))
+        if hit.dtype != bool or hit.shape != (len(completions),):
+            told, must = f"{hit.dtype} of shape {hit.shape}", f"be bool of shape ({len(completions)},)"
+            raise refuse("the judge's answer", told, must, "return whether each row hits, e.g. scores >= 0.75")
+        return hit
 
     def __repr__(self) -> str:
         return f"<ModelEvent {self.name}>"

@@ -86,7 +86,7 @@ def coverage_law(rank: int, n: int, m: int) -> np.ndarray:
     rank = require_integer("rank", rank, low=0, high=n + 1, cure="pass a rank between 0 and n + 1")
     if rank in (0, n + 1):
         return np.eye(m + 1)[m if rank else 0]
-    return stats.betabinom(m, rank, n + 1 - rank).pmf(np.arange(m + 1))
+    return stats.betabinom.pmf(np.arange(m + 1), m, rank, n + 1 - rank)
 
 
 def smallest_alpha(n: int, m: int, zeta: int) -> Fraction:

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
+from workbench.errors import require_integer, require_number
 from workbench.methods.tail_risk.lm_tail_risk import MIXTURES, Proposal, log_weights
 from workbench.models import PrefixTree
+
+_CURE = "an event that no completion hits has no relative error; choose one that some do"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def second_moments(paths: EventPaths, mixture: float) -> np.ndarray:
 
 def variance_ratios(paths: EventPaths, mixtures: Sequence[float] = MIXTURES) -> np.ndarray:
     """(mixtures, T + 1) VR for each mixture and switch; above 1 importance sampling needs fewer samples."""
-    p = paths.probability
+    p = require_number("paths.probability", paths.probability, low=0, open_low=True, cure=_CURE)
     moments = np.stack([second_moments(paths, mixture) for mixture in mixtures])
     return (p - p**2) / (moments - p**2)
 
@@ -90,6 +93,8 @@ def expected_tokens(tree: PrefixTree, log_q: np.ndarray, proposal: Proposal) -> 
 
 def samples_for_relative_error(probability: float, second_moment: float, relative_error: float = 0.1) -> float:
     """n with sqrt(Var / n) = relative_error * probability, Var = second_moment - probability^2 a sample."""
+    require_number("probability", probability, low=0, open_low=True, cure=_CURE)
+    require_number("relative_error", relative_error, low=0, open_low=True, cure="pass e.g. relative_error=0.1")
     return (second_moment - probability**2) / (relative_error * probability) ** 2
 
 
@@ -109,6 +114,7 @@ def repeated_from_paths(
     the estimates themselves; answers that do not hit count as one kind. weighted=False leaves the weights out, as a
     control. The formulas are those of `lm_tail_risk.importance_estimate`, uncut.
     """
+    require_integer("k", k, low=2, cure="one draw has no spread, so ask for two or more")
     steps = paths.log_p.shape[1]
     switch = steps if proposal.switch is None else min(proposal.switch, steps)
     log_weight = log_weights(paths.log_p, paths.log_q, proposal.mixture)[:, switch]

@@ -33,6 +33,7 @@ class TailFit:
         threshold = require_number(
             "threshold", threshold, low=0, high=1, open_low=True, open_high=True, cure="pass a risk such as 1e-3"
         )
+        require_number("n_queries", n_queries, low=1, cure="ask for at least one query")
         survival = min(1.0, float(np.exp(self.slope * -np.log(-np.log(threshold)) + self.intercept)))
         return float(-np.expm1(n_queries * np.log1p(-survival))) if survival < 1 else 1.0
 
@@ -45,6 +46,8 @@ def fit_tail(risks: np.ndarray, n_largest: int = 10) -> TailFit:
     """
     risks = require_finite("risks", risks, "pass estimated risks, one a query")
     n_largest = require_integer("n_largest", n_largest, low=2, cure="10 is usual")
+    if risks.ndim != 1:
+        raise refuse("risks", f"of shape {risks.shape}", "be one list of numbers", "pass estimated risks, one a query")
     if len(risks) < n_largest:
         raise refuse("risks", f"{len(risks)} numbers", f"hold at least n_largest={n_largest}", "evaluate more queries")
     if (risks <= 0).any() or (risks >= 1).any():

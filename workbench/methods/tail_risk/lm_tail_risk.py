@@ -96,7 +96,10 @@ _EMPTY: State = {
 
 def _absorb_weights(state: State, hit: np.ndarray, log_weight: np.ndarray) -> State:
     """Sufficient statistics of w and w h, exact whatever the order."""
-    log_weight = np.asarray(log_weight, dtype=np.float64)
+    hit, log_weight = np.asarray(hit), np.asarray(log_weight, dtype=np.float64)
+    if hit.dtype != bool or hit.shape != log_weight.shape:
+        told = f"{hit.dtype} of shape {hit.shape}"
+        raise refuse("batch['hit']", told, "hold one bool a draw", "return whether each draw hit the event")
     if np.isnan(log_weight).any() or (log_weight == np.inf).any():
         cure = "the proposal gave no probability to a token that it drew; check the steered model's logits"
         raise refuse("log_weight", "NaN or infinite", "be finite or -inf", cure)
@@ -111,7 +114,7 @@ def _absorb_weights(state: State, hit: np.ndarray, log_weight: np.ndarray) -> St
     term = weight * hit
     return state | {
         "n": state["n"] + len(term),
-        "hits": state["hits"] + int(np.count_nonzero(hit)),
+        "hits": state["hits"] + int(np.count_nonzero(term)),
         "weights": state["weights"].add(weight),
         "weights_squared": state["weights_squared"].add(squared),
         "terms": state["terms"].add(term),
@@ -170,7 +173,8 @@ def importance_estimate(state: State, level: float, log_weight_bound: float) -> 
     std_error = math.sqrt(max(squares / n - value**2, 0.0) / (n - 1))
     half = float(norm.isf((1 - level) / 2)) * std_error
     low, high = max(0.0, value - half), min(1.0, value + half)
-    if low == high:
+    # Equal weights leave a spread of rounding errors alone.
+    if low == high or diagnostics["effective_sample_size"] > n * (1 - 1e-12):
         return Estimate.unknown(0.0, 1.0, f"all {n:,} draws hit with one weight, which shows no spread", **common)
     ess, unseen = diagnostics["effective_sample_size"], diagnostics["unseen_at_most"]
     reliable, why = ess >= LEAST_ESS, ""
@@ -239,11 +243,14 @@ def run_pilot(
 
     For each strength `particles` draws, each with a random mixture ~ U(0, 1) and switch ~ U{0..T}.
     """
+    if not len(strengths):
+        raise refuse("strengths", "empty", "hold at least one number", "pass e.g. strengths=(2.0, 4.0, 6.0)")
+    steps = getattr(problem, "max_new_tokens", 1)
     own, parts = {}, []
     for number, strength in enumerate(strengths):
         mine = stream.child(f"strength {strength:g}")
         settings = mine.child("settings").uniforms(particles, 2)
-        switch = (settings[:, 1] * (problem.max_new_tokens + 1)).astype(np.int64)
+        switch = (settings[:, 1] * (steps + 1)).astype(np.int64)
         batch = problem.pilot_from(strength, settings[:, 0], switch, particles, mine, score_under=strengths)
         hits = {name: batch[name][batch["hit"]] for name in ("log_p", "log_q", "log_weight")}
         own[strength] = Pilot(particles, hits["log_p"], hits["log_q"][:, number], hits["log_weight"])
@@ -271,6 +278,7 @@ def log_weights(log_p: np.ndarray, log_q: np.ndarray, mixture: float) -> np.ndar
     Column s: sum over t < s of log p_t - log((1 - mixture) q_t + mixture p_t). Two forward passes of each
     path give the weight under every mixture and switch.
     """
+    require_number("mixture", mixture, low=0, high=1, cure="pass the base model's share, e.g. mixture=0.2")
     with np.errstate(divide="ignore", invalid="ignore"):
         log_mixed = np.logaddexp(np.log1p(-mixture) + log_q, np.log(mixture) + log_p)
     steps = np.where(log_p == log_q, 0.0, log_p - log_mixed)
@@ -279,11 +287,14 @@ def log_weights(log_p: np.ndarray, log_q: np.ndarray, mixture: float) -> np.ndar
 
 def cross_entropy(pilot: Pilot, mixtures: Sequence[float] = MIXTURES) -> np.ndarray:
     """(mixtures, T + 1) the loss -(1/n) sum_i w_i h_i log q_phi(x_i) for every mixture and switch at one strength."""
-    weight = np.exp(pilot.log_weight)
-    path = pilot.log_p.sum(axis=1)
-    return np.stack(
-        [-(weight @ (path[:, None] - log_weights(pilot.log_p, pilot.log_q, m))) / pilot.n for m in mixtures]
-    )
+    bad = ~(pilot.log_weight < 700)
+    if bad.any():
+        cure = "give the base model a share of the pilot's proposals, and check the steered model's logits"
+        raise refuse("log_weight", pilot.log_weight[bad][0], "be a number below 700", cure)
+    counts = pilot.log_weight > -np.inf  # where w = 0 the base model can't give the path: log q may be -inf too
+    log_p, log_q, weight = pilot.log_p[counts], pilot.log_q[counts], np.exp(pilot.log_weight[counts])
+    path = log_p.sum(axis=1)
+    return np.stack([-(weight @ (path[:, None] - log_weights(log_p, log_q, m))) / pilot.n for m in mixtures])
 
 
 def choose_proposal(
@@ -302,23 +313,28 @@ def choose_proposal(
 
     Returns (proposal or None where no strength has hits enough, loss (strengths, mixtures, T + 1), strengths).
     """
-    if not pilots or any(pilot.keys() != pilots[0].keys() for pilot in pilots):
-        raise WorkbenchError("pilots must hold one pilot for each strength, the same strengths for every prompt.")
+    if not pilots or not pilots[0] or any(pilot.keys() != pilots[0].keys() for pilot in pilots):
+        told = [tuple(by_strength) for by_strength in pilots]
+        must = "hold one pilot for each strength, the same strengths for every prompt"
+        raise refuse("pilots", f"of strengths {told}", must, "pass what run_pilot gives for each prompt")
+    require_number("least_mixture", least_mixture, low=0, high=1, cure="pass e.g. 0.1, or 0 for the paper's grid")
+    require_integer("free_switch", free_switch, low=0, cure="pass 0, or 1 to free switches after one token")
     strengths = tuple(pilots[0])
     n_switches = next(iter(pilots[0].values())).log_p.shape[1] + 1
     loss = np.zeros((len(strengths), len(mixtures), n_switches))
     for by_strength in pilots:
         own = np.stack([cross_entropy(by_strength[strength], mixtures) for strength in strengths])
-        if own.sum() > 0:
-            loss += own / own.sum()
-    hits = np.array([sum(len(by_strength[strength].log_weight) for by_strength in pilots) for strength in strengths])
-    allowed = np.ones_like(loss, dtype=bool)
+        total = own[np.isfinite(own)].sum()  # infinite: the setting can't draw a path that was seen to hit
+        if total > 0:
+            loss += own / total
+    hits = np.array([sum(np.count_nonzero(each[s].log_weight > -np.inf) for each in pilots) for s in strengths])
+    allowed = np.isfinite(loss)
     allowed[hits < _LEAST_HITS] = False
     allowed[:, np.asarray(mixtures) < least_mixture, free_switch + 1 :] = False
     if not allowed.any():
         return None, loss, strengths
-    best = np.unravel_index(np.argmin(np.where(allowed, loss, np.inf)), loss.shape)
-    return Proposal(strengths[best[0]], float(mixtures[best[1]]), int(best[2])), loss, strengths
+    best = [int(at) for at in np.unravel_index(np.argmin(np.where(allowed, loss, np.inf)), loss.shape)]
+    return Proposal(strengths[best[0]], float(mixtures[best[1]]), best[2]), loss, strengths
 
 
 @dataclass(frozen=True)
@@ -339,6 +355,8 @@ class CrossEntropy:
         strengths = require_finite("strengths", self.strengths, "pass e.g. strengths=(2.0, 4.0, 6.0)")
         if strengths.ndim != 1 or len(set(self.strengths)) != len(self.strengths):
             raise refuse("strengths", self.strengths, "be different numbers", "pass e.g. strengths=(2.0, 4.0, 6.0)")
+        for strength in self.strengths:
+            require_number("strengths", strength, low=-1e4, high=1e4, cure="pass e.g. strengths=(2.0, 4.0, 6.0)")
         require_integer("particles", self.particles, low=1, cure="100 is usual")
         _check_level(self.level)
 
