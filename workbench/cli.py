@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from workbench.errors import WorkbenchError, require_choice, require_integer
-from workbench.papers import FAMILIES, SCALES, Paper, all_papers, find_paper
+from workbench.papers import FAMILIES, SCALES, VERDICTS, Paper, all_papers, find_paper
 from workbench.paths import datasets_folder
 
 app = typer.Typer(
@@ -166,7 +166,6 @@ def reproduce(
         require_choice("--scale", scale, SCALES)
         run = new_run(slugs or [], scale=scale, seed=seed, control=control, out=out)
     errors = _console(stderr=True)
-    left = [slug for slug in run.slugs if run.notebooks[slug].state != "done"]
     with _Watch(errors, run) as watch:
         execute(run, workers=workers, progress=watch.changed)
     if json_:
@@ -186,12 +185,7 @@ def reproduce(
     for sentence in run.alarms:
         errors.print(f"not as expected: {sentence}", style="red", highlight=False, markup=False)
     if not json_:
-        total = len(run.claims)
-        errors.print(
-            f"{len(left)} notebooks run, {total} claims; report: {run.folder / 'report.html'}",
-            highlight=False,
-            markup=False,
-        )
+        errors.print(_summary(run), highlight=False, markup=False)
     raise typer.Exit(1 if run.alarms or run.trouble else 0)
 
 
@@ -234,6 +228,15 @@ class _Watch:
             said = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
             table.add_row(slug, notebook.state, f"{notebook.seconds:.0f}" if notebook.seconds else "", said)
         return table
+
+
+def _summary(run: Any) -> str:
+    verdicts = [row["verdict"] for row in run.claims]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts)
+    state = "all as expected" if not run.alarms else f"{len(run.alarms)} not as expected"
+    return (
+        f"{len(run.claims)} claims of {len(run.slugs)} papers: {counts}; {state}. Report: {run.folder / 'report.html'}"
+    )
 
 
 def _print_claims(run: Any) -> None:
@@ -287,7 +290,11 @@ def models_list(json_: JsonFlag = False) -> None:
     from workbench import models
 
     found = [
-        {"spec": f"embedded/{name}", "summary": models.card(name)["summary"], "bytes": models.info(f"embedded/{name}")["bytes"]}
+        {
+            "spec": f"embedded/{name}",
+            "summary": models.card(name)["summary"],
+            "bytes": models.info(f"embedded/{name}")["bytes"],
+        }
         for name in models.list_embedded()
     ]
     if json_:

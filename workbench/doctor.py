@@ -45,7 +45,9 @@ def examine() -> list[dict[str, str]]:
         for name in models.list_embedded():
             good = models.info(f"embedded/{name}")["checksum_ok"]
             found = "checksum right" if good else "weights differ from their checksum"
-            cure = "" if good else f"restore datasets/models/ from the repository, or run: workbench models build {name}"
+            cure = (
+                "" if good else f"restore datasets/models/ from the repository, or run: workbench models build {name}"
+            )
             add("ok" if good else "broken", f"embedded/{name}", found, cure)
     except WorkbenchError as error:
         add("broken", "embedded models", str(error), "restore datasets/ from the repository")

@@ -54,6 +54,8 @@ def test_claims_records_and_table(home):
     [folder] = (home.folder / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == {
         "alpha.ipynb",
+        "alpha.html",
+        "beta.html",
         "beta.ipynb",
         "claims.json",
         "run.json",

@@ -34,7 +34,7 @@ from workbench.errors import WorkbenchError, require_choice, require_integer
 from workbench.measure import CLAIM_MIME
 from workbench.papers import SCALES, Paper, all_papers, find_paper
 from workbench.paths import home
-from workbench.reproduce.report import write_report
+from workbench.reproduce.report import notebook_page, write_report
 
 Progress = Callable[[str, str], None]
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -286,6 +286,11 @@ def _run_notebook(run: Run, slug: str, stop: threading.Event, progress: Progress
         )
     state.seconds = round(time.perf_counter() - began, 2)
     state.claims = _claims(paper, keep.get("notebook"), run)
+    if "notebook" in keep and "save_error" not in keep:
+        try:
+            write_atomically(run.folder / f"{slug}.html", notebook_page(keep["notebook"]).encode())
+        except OSError as error:
+            keep["save_error"] = error
     if "save_error" in keep:
         run.trouble.append(f"the executed notebook {slug}.ipynb can't be written ({keep['save_error'].strerror})")
     progress(slug, state.state)

@@ -80,6 +80,7 @@ class KeepingEngine(NBClientEngine):
             nb_man.last_save_time = nb_man.now()
 
         nb_man.save = save
+        nb_man.nb.metadata.get("papermill", {}).update(input_path=Path(save_to).name)
         keep["notebook"] = nb_man.nb
         return super().execute_managed_notebook(nb_man, kernel_name, kernel_manager_class=LocalKernelManager, **kwargs)
 

@@ -33,6 +33,13 @@ def write_report(run: Run) -> str:
     return template.render(run=run, papers=papers, counts=counts)
 
 
+def notebook_page(notebook: Any) -> str:
+    """An executed notebook as one HTML page, figures inside."""
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(notebook)[0]
+
+
 def _shown(row: dict[str, Any]) -> str:
     if row["value"] is None:
         return ""

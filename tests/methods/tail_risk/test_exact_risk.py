@@ -123,7 +123,11 @@ def test_second_moments_equal_dynamic_programming(name, strength):
 
 def test_a_proposal_that_cannot_draw_a_path_has_an_infinite_second_moment():
     paths = exact_risk.EventPaths(np.log([[0.1, 0.2], [0.1, 0.3]]), np.array([[-1.0, -1.0], [-1.0, -np.inf]]))
-    assert exact_risk.second_moments(paths, 0.0).tolist() == [pytest.approx(0.05), pytest.approx(0.005 * math.e), np.inf]
+    assert exact_risk.second_moments(paths, 0.0).tolist() == [
+        pytest.approx(0.05),
+        pytest.approx(0.005 * math.e),
+        np.inf,
+    ]
     assert np.isfinite(exact_risk.second_moments(paths, 0.01)).all()
 
 
@@ -193,7 +197,7 @@ def test_repeats_from_counts_are_the_estimators_own_answers(codeword):
 
 
 def test_repeats_have_the_law_of_real_draws_and_are_unbiased(codeword):
-    proposal, k, repeats = Proposal(3.0, 0.2, 2), 60, 3000
+    proposal, k, repeats = Proposal(3.0, 0.2, 2), 60, 4000
     paths, p = paths_of(codeword, 3.0), codeword.event.truth
     counted = exact_risk.repeated_from_paths(paths, proposal, k, repeats, Stream.of(0, "counts").generator())
     drawn = codeword.event.sample_from(proposal, k * repeats, Stream.of(0, "draws"))
