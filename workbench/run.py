@@ -161,7 +161,7 @@ def run(
                 stopped = ledger.reached()
                 ledger.check_progress(problem.name)
                 path = _save(path, identity, state, ledger)
-                if callback is not None or bar.visible:
+                if callback is not None or bar.due:
                     interim = report("running")
                     bar.update(interim, ledger.used)
                     if callback is not None and callback(interim) and not stopped:
