@@ -54,7 +54,7 @@ def test_moving_a_control_redraws(shown, monkeypatch):
 
 @pytest.mark.parametrize("bad", [(1, 2), (5, 1, 3), (1, 5, 9), [], "n"])
 def test_a_control_that_makes_no_sense_is_refused(bad):
-    with pytest.raises(WorkbenchError, match="n is .*low, high, default"):
+    with pytest.raises(WorkbenchError, match=r"n is .*low, high, default"):
         widgets.explore(draw, n=bad, name=["one"], dashed=False)
 
 
@@ -76,12 +76,16 @@ def test_progress_appears_in_a_long_run_only(capsys, monkeypatch):
     monkeypatch.setattr(progress, "_PATIENCE", 0.0)
     monkeypatch.setattr(progress, "_EVERY", 0.0)
     seen = []
-    monkeypatch.setattr(
-        progress.Progress, "_begin", lambda self: seen.append("begun") or setattr(self, "_bar", Recorder(seen))
-    )
+    monkeypatch.setattr(progress.Progress, "_begin", lambda self: begin(self, seen))
     monkeypatch.setattr(progress.Progress, "_task", 0, raising=False)
     wb.run(GaussianTail(2.0), MonteCarlo(), wb.Budget(samples=1000), batch_size=100, progress=True)
     assert seen[0] == "begun" and seen[-1] == "stopped" and len(seen) == 12
+
+
+def begin(bar, seen):
+    seen.append("begun")
+    bar._bar = Recorder(seen)
+    return bar._bar
 
 
 class Recorder:

@@ -46,17 +46,16 @@ class Progress:
         if not self.due:
             return
         self._next = time.perf_counter() + _EVERY
-        if self._bar is None:
-            self._begin()
+        bar = self._bar if self._bar is not None else self._begin()
         done = min(1.0, max(getattr(used, unit) / limit for unit, limit in self.budget.limits().items()))
         point = "unknown" if estimate.value is None else f"{estimate.value:.3g}"
         text = f"{point} [{estimate.low:.3g}, {estimate.high:.3g}]"
         if self._in_jupyter:
-            self._bar.value, self._label.value = done, text
+            bar.value, self._label.value = done, text
         else:
-            self._bar.update(self._task, completed=done, description=text)
+            bar.update(self._task, completed=done, description=text)
 
-    def _begin(self) -> None:
+    def _begin(self) -> Any:
         if self._in_jupyter:
             import ipywidgets
             from IPython.display import display
@@ -64,7 +63,7 @@ class Progress:
             self._bar = ipywidgets.FloatProgress(min=0, max=1, layout={"width": "60%"})
             self._label = ipywidgets.Label()
             display(ipywidgets.HBox([self._bar, self._label]))
-            return
+            return self._bar
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
@@ -73,6 +72,7 @@ class Progress:
         self._bar = Bars(*columns, console=Console(stderr=True), transient=True)
         self._bar.start()
         self._task = self._bar.add_task("starting", total=1.0)
+        return self._bar
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
