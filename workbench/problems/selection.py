@@ -271,8 +271,10 @@ def expected_regret(problem: SelectionProblem, n_samples: int, k: int, alpha: fl
 def event_failure(problem: SelectionProblem, n_samples: int) -> float:
     """P(the event behind the regret bound fails), exactly: that at alpha = 3 / (4 C*) some answer with pi >= 1 / C* is
     filtered out or some answer with pi < 1 / (4 C*) passes. One prompt only."""
-    share = 1 / float(np.max(problem.coverage))
-    groups, n_samples, threshold = _exact_question(problem, n_samples, 0.75 * share)
+    # 1 / (1 / pi) can come out a last bit above pi, which would leave y* itself out.
+    coverage = float(np.max(problem.coverage))
+    share = (1 - 1e-12) / coverage
+    groups, n_samples, threshold = _exact_question(problem, n_samples, 0.75 / coverage)
     holds = np.ones(1)
     for size, p, *_ in groups:
         law = _Law(size, n_samples * p, threshold, n_samples)
