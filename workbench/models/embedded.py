@@ -109,7 +109,10 @@ def _recipe(name: str) -> Any:
 
 
 def _write(folder: Path, name: str, recipe: Any, network: Any, tokenizer: Any, loss: float) -> None:
+    from transformers.utils import logging
+
     folder.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / _WEIGHTS).chmod(0o644)
