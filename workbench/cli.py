@@ -234,9 +234,8 @@ def _summary(run: Any) -> str:
     verdicts = [row["verdict"] for row in run.claims]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts)
     state = "all as expected" if not run.alarms else f"{len(run.alarms)} not as expected"
-    return (
-        f"{len(run.claims)} claims of {len(run.slugs)} papers: {counts}; {state}. Report: {run.folder / 'report.html'}"
-    )
+    papers = f"{len(run.slugs)} paper{'s' * (len(run.slugs) != 1)}"
+    return f"{len(run.claims)} claims of {papers}: {counts}; {state}. Report: {run.folder / 'report.html'}"
 
 
 def _print_claims(run: Any) -> None:
