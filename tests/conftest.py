@@ -5,5 +5,8 @@ import os
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    # Workers share the cores; torch's threads would spend their time waiting for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.get("CI"):
     settings.load_profile("ci")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from workbench.errors import WorkbenchError, require_choice, require_integer
+from workbench.errors import WorkbenchError, refuse, require_choice, require_integer
 from workbench.papers import FAMILIES, SCALES, VERDICTS, Paper, all_papers, find_paper
 from workbench.paths import datasets_folder
 
@@ -308,23 +309,36 @@ def models_list(json_: JsonFlag = False) -> None:
     console = _console()
     console.print(table)
     console.print(
-        "Others: hf:<id or folder> for any Hugging Face causal language model with safetensors weights.",
+        "Others: hf:<id or folder> for any Hugging Face causal language model with safetensors weights, "
+        "openai:<base url>#<model> for one behind a server.",
         style="dim",
         highlight=False,
     )
 
 
 @models_app.command("info")
-def models_info(spec: str, json_: JsonFlag = False) -> None:
-    """Architecture, size, memory needed, checksum."""
+def models_info(
+    spec: str,
+    tokens: Annotated[
+        int | None, typer.Option(help="Length of prompt and answer together; default: 1,024, or the context.")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Architecture, size, checksum, and what fits where: weights, cache, largest batch on each device."""
     from workbench import models
+    from workbench.models.memory import said
 
-    facts = models.info(spec)
+    facts = models.info(spec, tokens)
     facts = facts | {"memory": str(facts["memory"])}
     if json_:
         print(json.dumps(facts, indent=1))
         return
-    _print_facts(facts)
+    weights = ", ".join(f"{said(n_bytes)} as {kind}" for kind, n_bytes in facts["weights"].items())
+    sizes = {name: said(facts[name]) for name in ("bytes", "cache_bytes_of_context")}
+    per_token = f"{facts['cache_bytes_per_token']:,}"
+    shown = facts | sizes | {"weights": weights, "cache_bytes_per_token": per_token, "fits": "\n".join(facts["fits"])}
+    del shown["memory"]
+    _print_facts(shown)
 
 
 @models_app.command("build")
@@ -340,6 +354,57 @@ def models_build(
 
     folder = out or datasets_folder() / "models" / f"{name}-rebuilt"
     _print_facts(models.build(name, folder))
+
+
+@models_app.command("check")
+def models_check(
+    endpoint: Annotated[str, typer.Argument(help="openai:<base url>#<model>")],
+    against: Annotated[str, typer.Option(help="A model on this machine to compare with, e.g. hf:<folder>.")] = "",
+    prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt a line; default: 32 sums.")] = None,
+    api: Annotated[str, typer.Option(help="auto | completions | chat")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(help="Length at which an answer is cut.")] = 16,
+    concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 16,
+    key_variable: Annotated[str, typer.Option(help="The environment variable with the key.")] = "",
+    json_: JsonFlag = False,
+) -> None:
+    """What an endpoint can do, whether it repeats itself, and how fast it is."""
+    from workbench import models
+    from workbench.models.endpoint_check import PROMPTS, check_endpoint
+
+    if not endpoint.startswith("openai:"):
+        raise refuse("endpoint", endpoint, "begin with openai:", "pass openai:<base url>#<model>")
+    asked = PROMPTS if prompts is None else _lines(prompts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the table says it too
+        model: Any = models.load(
+            endpoint, api=api, concurrency=concurrency, key_variable=key_variable or None, probe_prompt=asked[0]
+        )
+    peer = models.load(against) if against else None
+    found = check_endpoint(model, prompts=asked, max_new_tokens=max_new_tokens, against=peer)
+    if json_:
+        print(json.dumps(found, indent=1))
+        return
+    console = _console()
+    console.print(model.describe(), highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("asked", "identical answers", "agreeing"):
+        table.add_column(name)
+    for row in found["rows"]:
+        agreeing = f"{row['agree']:,} of {row['compared']:,} {row['unit']}"
+        table.add_row(_plain(row["what"]), f"{row['identical']} of {row['of']}", agreeing)
+    console.print(table)
+    said = ", ".join(f"{float(q):.0%} {value * 1000:.0f} ms" for q, value in found["latency"].items())
+    console.print(f"latency at {concurrency} at a time, by quantile: {said}", highlight=False, markup=False)
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        lines = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkbenchError(f"--prompts {path} can't be read ({error}); pass a text file.") from None
+    if not lines:
+        raise WorkbenchError(f"--prompts {path} holds no prompt; put one on each line.")
+    return lines
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

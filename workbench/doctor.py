@@ -30,6 +30,8 @@ def examine() -> list[dict[str, str]]:
     facts = machine()
     add("ok", "machine", f"{facts['system']}, {facts['cores']} cores, {facts['memory_gib']} GiB memory")
     add("ok", "accelerator", _accelerator())
+    for device, room in _room().items():
+        add("ok", f"memory of {device}", room)
     add("ok", "versions", ", ".join(f"{name} {version}" for name, version in versions().items() if name != "python"))
     try:
         from workbench.papers import all_papers
@@ -43,8 +45,9 @@ def examine() -> list[dict[str, str]]:
         from workbench import models
 
         for name in models.list_embedded():
-            good = models.info(f"embedded/{name}")["checksum_ok"]
-            found = "checksum right" if good else "weights differ from their checksum"
+            facts = models.info(f"embedded/{name}")
+            good = facts["checksum_ok"]
+            found = f"checksum right; {facts['fits'][0]}" if good else "weights differ from their checksum"
             cure = (
                 "" if good else f"restore datasets/models/ from the repository, or run: workbench models build {name}"
             )
@@ -70,6 +73,21 @@ def examine() -> list[dict[str, str]]:
         "" if browser else "install chromium with your system's package manager",
     )
     return checks
+
+
+def _room() -> dict[str, str]:
+    """What models each device has room for, by weights alone."""
+    from workbench.models.memory import COUNTED_ON, DTYPES, devices_found, free_memory, said
+
+    found = {}
+    for device in devices_found():
+        free = free_memory(device)
+        sizes = {kind: dtype.itemsize for kind, dtype in DTYPES.items() if kind in ("float32", "bfloat16")} | {
+            "int8": 1
+        }
+        most = ", ".join(f"{COUNTED_ON * free / size / 1e9:.1f} B as {kind}" for kind, size in sizes.items())
+        found[device] = f"{said(free)} free: models of up to {most} parameters"
+    return found
 
 
 def _accelerator() -> str:

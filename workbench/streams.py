@@ -74,8 +74,13 @@ class Stream:
         Row j belongs to sample `first + j`, column t to step `step + t`; an entry depends on
         nothing but (seed, names, sample, step).
         """
+        return self.uniforms_of(np.arange(n), width, step)
+
+    def uniforms_of(self, rows: np.ndarray, width: int = 1, step: int = 0) -> np.ndarray:
+        """`rows` (n,) of what `uniforms` gives, in any order: (n, width)."""
+        n = len(rows)
         blocks_from, blocks_to = step // 2, (step + width + 1) // 2
-        samples = np.arange(self.first, self.first + n, dtype=np.uint64)[:, None]
+        samples = (np.asarray(rows, dtype=np.int64) + self.first).astype(np.uint64)[:, None]
         blocks = np.arange(blocks_from, blocks_to, dtype=np.uint64)[None, :]
         counter = np.zeros((n, blocks_to - blocks_from, 4), dtype=np.uint64)
         counter[..., 0], counter[..., 1] = blocks & _LOW, blocks >> _SHIFT

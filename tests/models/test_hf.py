@@ -151,6 +151,7 @@ def test_the_base_is_untouched_after_a_steered_pass_and_after_an_error_inside_on
     def fails(module, args):
         raise RuntimeError("in the middle")
 
+    # A user's own hooks are always called: while they stand, the fast decoder, which would not call them, is not used.
     hook = model.layers[1].register_forward_pre_hook(fails)
     with pytest.raises(RuntimeError, match="in the middle"):
         next_log_probs(steered, PROMPT)
@@ -232,7 +233,10 @@ def test_non_finite_logits_are_refused(llama):
         lambda: score(poisoned, PROMPT, [4]),
         lambda: sample(poisoned, PROMPT, n=2, max_new_tokens=2, stream=Stream.of(0)),
     ):
-        with pytest.raises(WorkbenchError, match="logits of poisoned is 'NaN or infinite' but must be finite; load it"):
+        with pytest.raises(
+            WorkbenchError,
+            match=r"logits of poisoned (in row 0|for prompt 0, sample 0, step 0) are not numbers .*; load the",
+        ):
             ask()
 
 

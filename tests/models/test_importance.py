@@ -192,6 +192,7 @@ def test_models_of_unlike_vocabularies_are_refused(grammar, codeword):
     from workbench.models import bigram
 
     with pytest.raises(
-        WorkbenchError, match=r"steered is grammar/bigram but must share the vocabulary .*base\.steered"
+        WorkbenchError,
+        match=r"grammar/bigram has 8 tokens .* must share the vocabulary of grammar/codeword, 9 tokens .*; pass a steered",
     ):
         sample_mixture(grammar, bigram(), PROMPT, mixture=0.2, switch=None, n=5, max_new_tokens=3, stream=Stream.of(0))

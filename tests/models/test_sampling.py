@@ -11,9 +11,9 @@ from scipy import stats
 
 from workbench import Meter, Stream
 from workbench.errors import DoesNotFit, LacksCapability, WorkbenchError
-from workbench.models import GrammarModel, next_log_probs, prefix_tree, sample, score
+from workbench.models import GrammarModel, next_log_probs, prefix_tree, sample, sample_in_step, score
 from workbench.models.base import LanguageModel
-from workbench.models.sampling import draw
+from workbench.models.laws import draw
 
 PROMPT = [4, 5, 6]
 
@@ -145,7 +145,8 @@ def test_scoring_is_charged_for_every_token(llama, grammar):
 def test_a_draw_inverts_the_cumulative_distribution_and_never_takes_an_impossible_token(logits, u):
     log_probs = torch.log_softmax(torch.tensor([logits, logits], dtype=torch.float64), dim=-1)
     log_probs = torch.cat([torch.full((2, 1), -torch.inf), log_probs, torch.full((2, 2), -torch.inf)], dim=1)
-    extremes = draw(log_probs, torch.tensor([u, 1 - 2**-53], dtype=torch.float64))
+    extremes, totals = draw(log_probs, torch.tensor([u, 1 - 2**-53], dtype=torch.float64))
+    np.testing.assert_allclose(totals.numpy(), 0, atol=1e-12)
     probs = log_probs.exp()[0].numpy()
     for token, number in zip(extremes.tolist(), (u, 1 - 2**-53), strict=True):
         assert probs[token] > 0
@@ -201,12 +202,19 @@ def test_bad_questions_are_refused_in_one_sentence(llama, options, told):
     assert "\n" not in str(refusal.value)
 
 
-def test_laws_that_are_no_laws_are_refused(grammar):
-    with pytest.raises(WorkbenchError, match="their sum is nan but must be 1; check the model's logits"):
-        draw(torch.full((2, 4), torch.nan, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
-    with pytest.raises(WorkbenchError, match=r"row 1: their sum is 2\.0"):
-        law = torch.log(torch.tensor([[0.5, 0.5], [1.0, 1.0]], dtype=torch.float64))
-        draw(law, torch.zeros(2, dtype=torch.float64))
+def test_laws_that_are_no_laws_are_refused(llama):
+    uniforms = torch.zeros(2, dtype=torch.float64)
+    for number in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(WorkbenchError, match=r"logits of row 0 are not numbers .*; load the model with dtype"):
+            draw(torch.full((2, 4), number, dtype=torch.float64), uniforms)
+    with pytest.raises(WorkbenchError, match=r"law from fuse: its sum is 2\.0.* but must be 1; normalise it"):
+        sample_in_step(
+            [llama, llama],
+            PROMPT,
+            fuse=lambda laws, rows, steps: laws[0] + np.log(2),
+            max_new_tokens=2,
+            stream=Stream.of(0),
+        )
 
 
 def test_what_a_model_cannot_do_is_refused_by_name_with_the_alternative(grammar):

@@ -7,6 +7,7 @@ Does not: draw tokens (`sampling`), load anything (`load`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,16 +34,25 @@ _INSTEAD = {
 EXACT_REPLAY = "exact replay"
 SAME_IN_DISTRIBUTION = "same in distribution"
 
+_WORTH_THREADS = 3e7
+"""Operations of one pass from which a small model gains by more than one thread."""
+
 
 class Session:
     """Decoding under way on n rows: what each row has read, and what may come next.
 
-    A row's numbers depend on what that row has read alone, never on its neighbours.
+    A row's numbers depend on what that row has read alone, never on its neighbours. Rows of one session may have read
+    texts of different lengths, where sessions were joined.
     """
 
     n: int
     log_probs: torch.Tensor
     """(n, vocab_size) float64: log p(next token | what the row has read), on the model's device."""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """(n, vocab_size): the same up to a constant of each row, as the model gives them."""
+        return self.log_probs
 
     def advance(self, tokens: Any) -> None:
         """Reads tokens (n,), one for each row. A token of -1 parks its row: not charged, and the row's
@@ -53,13 +63,61 @@ class Session:
         """A new session made of `rows` of this one (repeats allowed: that is branching); this one stays as it is."""
         raise NotImplementedError
 
+    def join(self, other: Session) -> Session:
+        """A session of this one's rows and then the other's. The two are not to be used on their own afterwards."""
+        return Joined((self, other))
+
+
+class Joined(Session):
+    """Sessions side by side, each advanced on its own."""
+
+    def __init__(self, parts: Sequence[Session]) -> None:
+        self.parts = tuple(parts)
+        self.n = sum(part.n for part in self.parts)
+
+    @property
+    def log_probs(self) -> torch.Tensor:
+        import torch
+
+        return torch.cat([part.log_probs for part in self.parts])
+
+    @property
+    def logits(self) -> torch.Tensor:
+        import torch
+
+        return torch.cat([part.logits for part in self.parts])
+
+    def advance(self, tokens: Any) -> None:
+        given, at = np.asarray(tokens, dtype=np.int64), 0
+        for part in self.parts:
+            own = given[at : at + part.n]
+            if (own >= 0).any():
+                part.advance(own)
+            at += part.n
+
+    def select(self, rows: Any) -> Session:
+        """`rows` must not go back from one part to an earlier one."""
+        given, at, kept = np.asarray(rows, dtype=np.int64), 0, []
+        part_of = np.repeat(np.arange(len(self.parts)), [part.n for part in self.parts])[given]
+        if (np.diff(part_of) < 0).any():
+            raise refuse("rows", "out of order", "take joined sessions one after another", "sort the rows")
+        for i, part in enumerate(self.parts):
+            chosen = given[part_of == i] - at
+            if len(chosen):
+                kept.append(part.select(chosen))
+            at += part.n
+        return kept[0] if len(kept) == 1 else Joined(kept)
+
+    def join(self, other: Session) -> Session:
+        return Joined((*self.parts, other))
+
 
 class LanguageModel:
     """A thing that samples and scores text. Subclass it, set the attributes, write `start`: the rest follows.
 
     `flops_per_token` is what reading one token costs (twice the parameters for a transformer);
-    `rows_at_once` is how many rows a caller should decode together; `small` says that one thread serves it best;
-    `replay` says whether the same seed
+    `rows_at_once` is how many rows a caller should decode together; `small` says that one thread serves it best, save
+    for wide batches; `replay` says whether the same seed
     gives the same tokens ("exact replay") or only tokens of the same law ("same in distribution").
 
     Spend is charged here and in the sessions, so that no caller can forget it, and does not depend on how the rows
@@ -74,6 +132,7 @@ class LanguageModel:
     context_length: int | None = None
     capabilities: frozenset[str] = frozenset()
     replay: str = EXACT_REPLAY
+    samples_itself: bool = False
     flops_per_token: float = 0.0
     rows_at_once: int = 512
     small: bool = True
@@ -88,6 +147,10 @@ class LanguageModel:
         if capability not in self.capabilities:
             raise LacksCapability(f"{self.name} can't do {capability!r}; {_INSTEAD[capability]}.")
 
+    def gains_from_threads(self, tokens: int) -> bool:
+        """Whether a pass over `tokens` is work enough for more than one thread."""
+        return not self.small or tokens * self.flops_per_token >= _WORTH_THREADS
+
     def shrink(self) -> None:
         """Halves `rows_at_once`, after a device ran out of memory."""
         self.rows_at_once = max(1, self.rows_at_once // 2)
@@ -97,6 +160,14 @@ class LanguageModel:
 
     def decode(self, tokens: Sequence[int]) -> str:
         raise LacksCapability(f"{self.name} has no tokenizer; read its token ids as they are.")
+
+    def vocabulary(self) -> Sequence[str] | None:
+        """The token of each id, where the model has names for them."""
+        return None
+
+    def sample(self, prompts: Any, **settings: Any) -> Any:
+        """What `sampling.sample` hands its arguments to where `samples_itself` is set: on a server, say."""
+        raise NotImplementedError
 
     def start(self, prompts: Any) -> Session:
         """A session with one row for each prompt; the prompts must have one length."""
@@ -213,34 +284,58 @@ def on_one_thread(wanted: bool = True) -> Iterator[None]:
 def surviving_memory(models: Sequence[LanguageModel], indices: np.ndarray, work: Callable[[np.ndarray], None]) -> None:
     """Runs `work(block)` over `indices`, as many at a time as the models take.
 
-    A block that a GPU has no room for is run again at half the size, and later blocks stay that small.
+    A block that there is no memory for is run again at half the size, and later blocks stay that small.
     """
-    import torch
-
     at = 0
     while at < len(indices):
         block = indices[at : at + min(model.rows_at_once for model in models)]
-        with on_one_thread(all(model.small for model in models)):
-            done = _tried(work, block)
+        with on_one_thread(not any(model.gains_from_threads(len(block)) for model in models)):
+            done = fitted(lambda block=block: work(block))
         if done:
             at += len(block)
-            continue
-        # Only here, with the failed call's frames gone, can its memory be given back.
-        torch.cuda.empty_cache()
-        if len(block) == 1:
-            raise DoesNotFit(
-                f"{models[0].name} ran out of memory on a single sequence; ask for fewer tokens, "
-                "load it with a smaller dtype, or use a larger device."
-            )
-        for model in models:
-            model.shrink()
+        else:
+            make_smaller(models, len(block))
 
 
-def _tried(work: Callable[[np.ndarray], None], block: np.ndarray) -> bool:
+def fitted(work: Callable[[], Any]) -> bool:
+    """Runs `work()`; False where the device's memory was not enough."""
     import torch
 
     try:
-        work(block)
+        work()
     except torch.OutOfMemoryError:
         return False
+    except RuntimeError as error:
+        # torch has no class of its own for the CPU's.
+        if "can't allocate memory" not in str(error):
+            raise
+        return False
+    except MemoryError:
+        return False
     return True
+
+
+def make_smaller(models: Sequence[LanguageModel], rows: int) -> None:
+    """Halves the models' batches after `rows` were too many, and says so once for each model.
+
+    To be called with the failed call's frames gone: only then can its memory be given back.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if rows <= 1:
+        raise DoesNotFit(
+            f"{models[0].name} ran out of memory on a single sequence; ask for fewer tokens, "
+            "load it with a smaller dtype, or use a larger device."
+        )
+    for model in models:
+        while model.rows_at_once >= rows:
+            model.shrink()
+        if not model.__dict__.get("_said_smaller"):
+            model.__dict__["_said_smaller"] = True
+            warnings.warn(
+                f"{model.name} ran out of memory at {rows} rows; it goes on with {model.rows_at_once} at a time.",
+                RuntimeWarning,
+                stacklevel=2,
+            )

@@ -14,8 +14,10 @@ from typing import Any
 
 from workbench import paths
 from workbench.errors import WorkbenchError, require_choice
+from workbench.models.quiet import quietly
 
 _WEIGHTS = "model.safetensors"
+_NO_RECIPES = ("__init__", "ngram", "text", "training")
 
 
 def list_embedded() -> tuple[str, ...]:
@@ -24,7 +26,8 @@ def list_embedded() -> tuple[str, ...]:
 
 
 def card(name: str) -> dict[str, Any]:
-    """The card of a bundled model: name, summary, recipe, seed, loss, tolerance, sha256, licence."""
+    """The card of a bundled model: name, summary, recipe, seed, loss, tolerance, sha256, licence, and the figures that
+    its recipe measures beside the loss, among them `ngram_loss` and `ngram_order` of the baseline that it beats."""
     require_choice("embedded model", name, list_embedded(), cure="see workbench.models.list_embedded()")
     path = _root() / name / "card.toml"
     try:
@@ -45,28 +48,38 @@ def verified_folder(name: str) -> Path:
     return folder
 
 
-def info(spec: str) -> dict[str, Any]:
+def info(spec: str, tokens: int | None = None) -> dict[str, Any]:
     """What there is to know of an "embedded/" or "hf:" model without loading it.
 
     architecture, parameters, bytes (on disk), dtype (as it would be loaded), context, vocabulary, memory (a
-    `MemoryEstimate`), checksum_ok (None for models without a card).
+    `MemoryEstimate`), weights (bytes in memory for each dtype and quantisation), cache_bytes_per_token,
+    cache_bytes_of_context (one sequence that fills the context), fits (a sentence for each device found: the largest
+    batch of sequences of `tokens` tokens, prompt and answer together; by default 1,024 or the context), checksum_ok
+    (None for models without a card).
     """
-    from workbench.models.folder import read_config, weight_files
+    from workbench.models import memory
+    from workbench.models.folder import checked, weight_files
     from workbench.models.loading import folder_of
-    from workbench.models.memory import memory_estimate
 
     name = spec.removeprefix("embedded/") if spec.startswith("embedded/") else None
     folder = _root() / require_choice("embedded model", name, list_embedded()) if name else folder_of(spec)
-    estimate, config = memory_estimate(folder), read_config(folder)
+    config, tensors = checked(folder)
+    estimates = memory.every_estimate(config, tensors)
+    first = estimates[0]
+    length = memory.require_tokens(tokens, first.context_length)
     text = config.get("text_config") or config
     return {
         "architecture": (config.get("architectures") or [config.get("model_type")])[0],
-        "parameters": estimate.parameters,
+        "parameters": first.parameters,
         "bytes": sum(path.stat().st_size for path in weight_files(folder)),
-        "dtype": estimate.dtype,
-        "context": estimate.context_length,
+        "dtype": first.dtype,
+        "context": first.context_length,
         "vocabulary": text.get("vocab_size"),
-        "memory": estimate,
+        "memory": first,
+        "weights": memory.weights_by_kind(config, tensors),
+        "cache_bytes_per_token": first.cache_bytes_per_token,
+        "cache_bytes_of_context": first.cache_bytes(first.context_length or first.tokens),
+        "fits": [estimate.sentence(length) for estimate in estimates],
         "checksum_ok": sha256(folder / _WEIGHTS) == card(name)["sha256"] if name else None,
     }
 
@@ -104,19 +117,20 @@ def _root() -> Path:
 
 def _recipe(name: str) -> Any:
     recipes = Path(__file__).with_name("recipes")
-    known = sorted(path.stem for path in recipes.glob("*.py") if path.stem not in ("__init__", "training"))
-    return import_module(f"workbench.models.recipes.{require_choice('embedded model', name, known)}")
+    known = sorted(path.stem.replace("_", "-") for path in recipes.glob("*.py") if path.stem not in _NO_RECIPES)
+    stem = require_choice("embedded model", name, known).replace("-", "_")
+    return import_module(f"workbench.models.recipes.{stem}")
 
 
 def _write(folder: Path, name: str, recipe: Any, network: Any, tokenizer: Any, loss: float) -> None:
-    from transformers.utils import logging
-
     folder.mkdir(parents=True, exist_ok=True)
-    logging.disable_progress_bar()
-    network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quietly():
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     (folder / _WEIGHTS).chmod(0o644)
     checksum = sha256(folder / _WEIGHTS)
+    figures = recipe.figures(network) if hasattr(recipe, "figures") else {}
+    shown = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in figures.items()}
     lines = [
         f'name = "{name}"',
         f'summary = "{recipe.SUMMARY}"',
@@ -125,8 +139,11 @@ def _write(folder: Path, name: str, recipe: Any, network: Any, tokenizer: Any, l
         f"parameters = {sum(p.numel() for p in network.parameters())}",
         f"loss = {loss:.6g}",
         f"tolerance = {recipe.TOLERANCE}",
+        *(f"{key} = {value}" for key, value in shown.items()),
         f'sha256 = "{checksum}"',
-        'licence = "Apache-2.0"',
+        f'licence = "{getattr(recipe, "LICENCE", "Apache-2.0")}"',
     ]
     (folder / "card.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "CARD.md").write_text(recipe.CARD.strip() + "\n", encoding="utf-8")
+    measured = ", ".join(f"{key} {value}" for key, value in {"loss": f"{loss:.6g}", **shown}.items())
+    text = recipe.CARD.strip() + (f"\n- **Measured**: {measured}.\n" if figures else "\n")
+    (folder / "CARD.md").write_text(text, encoding="utf-8")

@@ -75,6 +75,9 @@ class GrammarModel(LanguageModel):
     def decode(self, tokens: Sequence[int]) -> str:
         return " ".join(self.tokens[token] for token in tokens if token >= 0)
 
+    def vocabulary(self) -> Sequence[str] | None:
+        return None if self.tokens[0] == "0" else self.tokens
+
     def state_after(self, prompts: Any) -> np.ndarray:
         """(n,) the state in which each prompt (all of one length) leaves the automaton."""
         states = np.full(len(prompts), self.start_state)
@@ -174,6 +177,11 @@ class GrammarSession(Session):
 
     def select(self, rows: Any) -> GrammarSession:
         return GrammarSession(self.model, self.states[np.asarray(rows)])
+
+    def join(self, other: Session) -> Session:
+        if not isinstance(other, GrammarSession) or other.model is not self.model:
+            return super().join(other)
+        return GrammarSession(self.model, np.concatenate([self.states, other.states]))
 
 
 def _onward(terms: np.ndarray, onward: np.ndarray) -> np.ndarray:

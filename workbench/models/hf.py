@@ -1,10 +1,11 @@
 """Any Hugging Face causal language model behind the `LanguageModel` interface.
 
-Does: decodes with a key-value cache, scores, reads hidden states, and steers by hooks on shared weights.
+Does: decodes, scores, reads hidden states and steers: Llama-shaped networks by `decoder`, all others by their own
+forward pass with a key-value cache and hooks.
 A row's log-probs on the CPU do not depend on its neighbours: torch's results move in the last bits with the
-batch width (matrix kernels differ) but not with the neighbours at one width, so every forward pass here
+batch width (matrix kernels differ) but not with the neighbours at one width, so every forward pass of a network
 has one fixed width; the last batch is filled up by repeating a row. Prompts of one length go together, so
-nothing is padded on the left either.
+nothing is padded on the left either. `decoder` says how it keeps the same promise.
 Does not: load anything; see `loading`.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ from torch import nn
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from workbench.errors import LacksCapability, refuse, require_integer
+from workbench.models import laws
 from workbench.models.base import (
     EXACT_REPLAY,
     SAME_IN_DISTRIBUTION,
@@ -34,7 +36,8 @@ from workbench.models.base import (
     one_length,
     prompt_lists,
 )
-from workbench.models.steering import Steering, active, check_steering, decoder_layers, recording
+from workbench.models.decoder import TOKENS_READ, Changes, Decoder, Segment, suits
+from workbench.models.steering import Steering, active, change_of, check_steering, decoder_layers, recording
 
 MICRO_BATCH = 32
 """Rows of one forward pass on a GPU. On a CPU: 64 for a small model, where a pass costs the same anyway, and 8
@@ -49,6 +52,7 @@ class _Sizes:
     micro_batch: int
     prefill_width: int
     rows_at_once: int
+    vocabulary: list[str] | None = None
 
 
 class HFModel(LanguageModel):
@@ -79,6 +83,8 @@ class HFModel(LanguageModel):
         self.replay = EXACT_REPLAY if on_cpu and not experts else SAME_IN_DISTRIBUTION
         self.capabilities = frozenset({"sample", "log_probs", "next_log_probs", "hidden_states", "steer", "train"})
         self.steerings: tuple[Steering, ...] = ()
+        self.changes: Changes = {}
+        self._decoder = Decoder(network, micro_batch) if suits(network) else None
         self._keeps_last = "logits_to_keep" in inspect.signature(network.forward).parameters
 
     @property
@@ -93,6 +99,25 @@ class HFModel(LanguageModel):
         self._sizes.rows_at_once = max(1, self._sizes.rows_at_once // 2)
         self._sizes.micro_batch = min(self._sizes.micro_batch, self._sizes.rows_at_once)
         self._sizes.prefill_width = min(self._sizes.prefill_width, self._sizes.micro_batch)
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """The network's fast decoder; None where it has none, and while hooks that only its own forward pass would
+        call stand on it."""
+        if self._decoder is None or any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules()):
+            return None
+        self._decoder = self._decoder.current()
+        return self._decoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = None if self._decoder is None else {"block": self._decoder.given_block}
+        return self.__dict__ | {"_decoder": made, "changes": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._decoder = None if state["_decoder"] is None else Decoder(self.network, **state["_decoder"])
+        for steering in self.steerings:
+            self._add_changes(steering)
 
     @cached_property
     def layers(self) -> nn.ModuleList:
@@ -117,17 +142,39 @@ class HFModel(LanguageModel):
         check_steering(steering, self.layers, self.width)
         view = copy.copy(self)
         view.steerings = (*self.steerings, steering)
+        view.changes = {point: list(changes) for point, changes in self.changes.items()}
+        view._add_changes(steering)
         view.name = f"{self.name} ({steering.kind} {steering.strength:g})"
         return view
 
-    def start(self, prompts: Any) -> HFSession:
+    def _add_changes(self, steering: Steering) -> None:
+        if steering.strength != 0:
+            for layer in range(self.n_layers) if steering.layer is None else (steering.layer,):
+                for point in steering.points or ():
+                    self.changes.setdefault((point, layer), []).append(change_of(steering))
+
+    def vocabulary(self) -> Sequence[str] | None:
+        if self.tokenizer is None:
+            return None
+        if self._sizes.vocabulary is None:
+            self._sizes.vocabulary = self.tokenizer.convert_ids_to_tokens(list(range(self.vocab_size)))
+        return self._sizes.vocabulary
+
+    def start(self, prompts: Any) -> Session:
         given = one_length(prompts)
         if given.shape[1] == 0:
             raise refuse("prompts", "empty", "hold at least one token", "begin with the end-of-sequence token")
-        distinct, row_of = np.unique(given, axis=0, return_inverse=True)
+        number: dict[bytes, int] = {}
+        row_of = np.array([number.setdefault(prompt.tobytes(), len(number)) for prompt in given])
+        distinct = given[np.unique(row_of, return_index=True)[1]]
         self.charge_read(given.size, calls=len(given))
+        if self.decoder is not None:
+            tokens = torch.as_tensor(distinct, device=self.device)
+            with torch.inference_mode():
+                segment, logits = self.decoder.start(tokens, row_of, self.changes)
+            return DecoderSession(self, self.decoder, [segment], logits)
         caches, laws = [], []
-        prefill_width, width, rows = self._sizes.prefill_width, self.micro_batch, row_of.reshape(-1)
+        prefill_width, width, rows = self._sizes.prefill_width, self.micro_batch, row_of
         for block in _blocks(distinct, prefill_width):
             output = self.forward(block, use_cache=True, keep=1)
             caches.append(output.past_key_values)
@@ -137,23 +184,36 @@ class HFModel(LanguageModel):
 
     def next_log_probs(self, prefixes: np.ndarray) -> np.ndarray:
         self.charge_read(prefixes.size, calls=len(prefixes))
-        laws = [
-            self.log_softmax(self.forward(block, keep=1).logits[:, -1]) for block in _blocks(prefixes, self.micro_batch)
-        ]
+        # What follows the last token does not depend on the token that a sequence needs to end with.
+        whole = np.concatenate([prefixes, prefixes[:, -1:]], axis=1)
+        laws = [self.log_softmax(logits[:, -1]) for logits, _ in self._logits_from(whole, prefixes.shape[1])]
         return torch.cat(laws)[: len(prefixes)].cpu().numpy()
 
     def token_log_probs(self, sequences: np.ndarray, first: int) -> np.ndarray:
         self.charge_read(sequences.size, calls=len(sequences))
         out = []
-        for block in _blocks(sequences, self.micro_batch):
-            logits = self.forward(block[:, :-1], keep=sequences.shape[1] - first).logits
-            target = torch.as_tensor(block[:, first:], device=logits.device)[..., None]
+        for logits, part in self._logits_from(sequences, first):
+            target = torch.as_tensor(part[:, first:], device=logits.device)[..., None]
             # One position at a time: a float64 copy of all logits at once would be the largest tensor by far.
             columns = [
                 self.log_softmax(logits[:, t - target.shape[1]]).gather(1, target[:, t]) for t in range(target.shape[1])
             ]
             out.append(torch.cat(columns, dim=1))
         return torch.cat(out)[: len(sequences)].cpu().numpy()
+
+    def _logits_from(self, sequences: np.ndarray, first: int) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+        """Logits (rows, length - first, V) of the tokens from position `first` on, and their sequences, in parts."""
+        if self.decoder is None:
+            for block in _blocks(sequences, self.micro_batch):
+                yield self.forward(block[:, :-1], keep=sequences.shape[1] - first).logits, block
+            return
+        n = max(1, TOKENS_READ // sequences.shape[1])
+        for part in (sequences[at : at + n] for at in range(0, len(sequences), n)):
+            with torch.inference_mode(), on_one_thread(not self.gains_from_threads(part.size)):
+                tokens = torch.as_tensor(part[:, :-1], device=self.device)
+                hidden = self.decoder.read(tokens, self.changes)[0][:, first - 1 :]
+                logits = self.decoder.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+            yield logits, part
 
     def hidden_states(self, prompts: Any, layer: int) -> np.ndarray:
         """(n, width) float64: the residual stream at the input of `layer` (0 the first; n_layers: after the last)
@@ -187,13 +247,68 @@ class HFModel(LanguageModel):
         return output
 
     def log_softmax(self, logits: torch.Tensor) -> torch.Tensor:
-        """log p in float64, on the model's device where it has float64 and on the CPU otherwise; refuses logits
-        that are not numbers."""
-        wide = (logits.cpu() if logits.device.type == "mps" else logits).double()
-        if not bool(torch.isfinite(wide).all()):
-            cure = "load it with dtype='float32', or check the weights and the steering strength"
-            raise refuse(f"logits of {self.name}", "NaN or infinite", "be finite", cure)
-        return torch.log_softmax(wide, dim=-1)
+        """(rows, V) log p as `laws.log_softmax`; refuses logits that are not numbers."""
+        return laws.log_softmax(logits, lambda row: f"{self.name} in row {row}")
+
+
+class DecoderSession(Session):
+    """Rows in segments that began together; see `decoder`."""
+
+    def __init__(self, model: HFModel, decoder: Decoder, segments: list[Segment], logits: torch.Tensor) -> None:
+        self.model, self.decoder, self.segments, self._logits = model, decoder, segments, logits
+        self.n = len(logits)
+        self._log_probs: torch.Tensor | None = None
+
+    @property
+    def logits(self) -> torch.Tensor:
+        return self._logits
+
+    @property
+    def log_probs(self) -> torch.Tensor:
+        if self._log_probs is None:
+            self._log_probs = self.model.log_softmax(self._logits)
+        return self._log_probs
+
+    def advance(self, tokens: Any) -> None:
+        given = np.asarray(tokens, dtype=np.int64)
+        ends = np.cumsum([segment.rows for segment in self.segments])
+        # A segment whose rows are all parked stays where it is: it has nothing more to say.
+        moving = [bool((part >= 0).any()) for part in np.split(given, ends[:-1])] if len(ends) > 1 else [True]
+        segments = [segment for segment, moves in zip(self.segments, moving, strict=True) if moves]
+        if not segments:
+            return
+        check_context(self.model, max(segment.position for segment in segments), 1)
+        self.model.charge_read(int(np.count_nonzero(given >= 0)))
+        rows = None if all(moving) else np.repeat(moving, np.diff(ends, prepend=0))
+        read = torch.from_numpy(np.maximum(given if rows is None else given[rows], 0)).to(self.decoder.device)
+        with torch.inference_mode(), on_one_thread(not self.model.gains_from_threads(len(read))):
+            logits = self.decoder.step(segments, read, self.model.changes)
+            if rows is not None:
+                logits = self._logits.index_put((torch.as_tensor(rows, device=logits.device),), logits)
+        self._logits = logits
+        self._log_probs = None
+
+    def select(self, rows: Any) -> DecoderSession:
+        given = np.asarray(rows, dtype=np.int64)
+        part_of = np.repeat(np.arange(len(self.segments)), [segment.rows for segment in self.segments])[given]
+        if (np.diff(part_of) < 0).any():
+            raise refuse("rows", "out of order", "take joined sessions one after another", "sort the rows")
+        kept, at = [], 0
+        with torch.inference_mode():
+            for i, segment in enumerate(self.segments):
+                chosen = given[part_of == i] - at
+                if len(chosen):
+                    kept.append(segment.select(chosen, self.decoder.quantum))
+                at += segment.rows
+            logits = self._logits[torch.as_tensor(given, device=self._logits.device)]
+        return DecoderSession(self.model, self.decoder, kept, logits)
+
+    def join(self, other: Session) -> Session:
+        if not isinstance(other, DecoderSession) or other.model is not self.model:
+            return super().join(other)
+        with torch.inference_mode():
+            logits = torch.cat([self._logits, other._logits])
+        return DecoderSession(self.model, self.decoder, [*self.segments, *other.segments], logits)
 
 
 class HFSession(Session):

@@ -1,9 +1,10 @@
 """Steering a transformer by its residual stream, on the untouched Hugging Face model.
 
-Does: adds a direction to the input of one decoder layer at all positions (persona addition), or removes a
-direction at every block input, attention output and MLP output (ablation, a <- a - strength (a.d) d); finds
-the decoder layers by shape. Source: Angell et al. (arXiv 2604.22167), after Arditi et al. (arXiv 2406.11717).
-Does not: change weights. The hooks stand only while a forward pass of the steered view runs.
+Does: adds a direction at named points of one decoder layer (persona addition), or removes a direction at every block
+input, attention output and MLP output (ablation, a <- a - strength (a.d) d).
+Source: Angell et al. (arXiv 2604.22167), after Arditi et al. (arXiv 2406.11717).
+Does not: change weights, or find directions (`directions` does). The hooks stand only while a forward pass of the
+steered view runs.
 """
 
 from __future__ import annotations
@@ -17,24 +18,34 @@ import numpy as np
 import torch
 from torch import nn
 
-from workbench.errors import LacksCapability, refuse, require_choice, require_finite, require_integer, require_number
-from workbench.models.base import LanguageModel
+from workbench.errors import (
+    LacksCapability,
+    refuse,
+    require_choice,
+    require_finite,
+    require_integer,
+    require_number,
+)
+from workbench.models.architecture import POINTS, point_modules
 
 
 @dataclass(frozen=True)
 class Steering:
     """What to do to the residual stream.
 
-    kind "add": h <- h + strength * direction at the input of `layer`, at all positions (one layer: name it).
-    kind "ablate": a <- a - strength (a.d) d with d the unit vector along `direction`, at the block input, the
-    attention output and the MLP output of `layer`, or of every layer where layer is None.
-    direction (width,); strength 0 is the base model, bit for bit.
+    kind "add": h <- h + strength * direction at the points of `layer`, at all positions (one layer: name it).
+    kind "ablate": a <- a - strength (a.d) d with d the unit vector along `direction`, at the points of `layer`, or of
+    every layer where layer is None.
+    direction (width,); strength 0 is the base model, bit for bit. points: any of "layer_input", "attention_output",
+    "mlp_output" (the last two are what is added to the stream, so after a norm that Gemma 2 and 3 put there);
+    None is ("layer_input",) for "add" and all three for "ablate".
     """
 
     direction: np.ndarray
     strength: float
     kind: str = "add"
     layer: int | None = None
+    points: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         require_choice("steering kind", self.kind, ("add", "ablate"))
@@ -45,7 +56,17 @@ class Steering:
             raise refuse("steering direction", f"of shape {direction.shape}", "be one vector other than zero", cure)
         if self.kind == "add" and self.layer is None:
             raise refuse("steering layer", None, "name one layer for kind 'add'", "pass e.g. layer=1")
+        points = self.points
+        if points is None:
+            points = POINTS if self.kind == "ablate" else POINTS[:1]
+        points = (points,) if isinstance(points, str) else tuple(points)
+        for point in points:
+            require_choice("steering point", point, POINTS)
+        if not points or len(set(points)) < len(points):
+            cure = f"name each once, of {', '.join(POINTS)}"
+            raise refuse("steering points", points, "hold at least one point and none twice", cure)
         object.__setattr__(self, "direction", direction)
+        object.__setattr__(self, "points", points)
 
 
 def decoder_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
@@ -67,9 +88,9 @@ def check_steering(steering: Steering, layers: nn.ModuleList, width: int) -> Non
         raise refuse("steering direction", f"of length {len(steering.direction)}", f"have length {width}", cure)
     if steering.layer is not None:
         require_integer("steering layer", steering.layer, low=0, high=len(layers) - 1, cure="count layers from 0")
-    if steering.kind == "ablate":
+    if steering.points != POINTS[:1]:
         for layer in layers:
-            _parts(layer)
+            point_modules(layer)
 
 
 @contextmanager
@@ -79,13 +100,13 @@ def active(layers: nn.ModuleList, steerings: Sequence[Steering]) -> Iterator[Non
         for steering in steerings:
             if steering.strength == 0:
                 continue
-            chosen = layers if steering.layer is None else [layers[steering.layer]]
-            change = _change(steering)
-            for layer in chosen:
-                hooks = [layer.register_forward_pre_hook(_on_input(change), with_kwargs=True)]
-                if steering.kind == "ablate":
-                    hooks += [part.register_forward_hook(_on_output(change)) for part in _parts(layer)]
-                for hook in hooks:
+            change = change_of(steering)
+            for layer in layers if steering.layer is None else [layers[steering.layer]]:
+                for point in steering.points or ():
+                    if point == "layer_input":
+                        hook = layer.register_forward_pre_hook(_on_input(change), with_kwargs=True)
+                    else:
+                        hook = point_modules(layer)[point].register_forward_hook(_on_output(change))
                     stack.callback(hook.remove)
         yield
 
@@ -107,20 +128,7 @@ def recording(layers: nn.ModuleList, layer: int, record: Callable[[torch.Tensor]
         hook.remove()
 
 
-def mean_difference_direction(
-    model: LanguageModel, positive_prompts: Any, negative_prompts: Any, layer: int
-) -> np.ndarray:
-    """(width,) unit vector of mean hidden state over the positive prompts minus that over the negative ones,
-    at the input of `layer`, last prompt token. Refuses where the two means are the same."""
-    positive = model.hidden_states(positive_prompts, layer).mean(axis=0)
-    difference = positive - model.hidden_states(negative_prompts, layer).mean(axis=0)
-    norm = float(np.linalg.norm(difference))
-    if norm == 0:
-        raise refuse("mean difference", 0, "be a vector other than zero", "pass two sets of unlike prompts")
-    return difference / norm
-
-
-def _change(steering: Steering) -> Callable[[torch.Tensor], torch.Tensor]:
+def change_of(steering: Steering) -> Callable[[torch.Tensor], torch.Tensor]:
     given = torch.as_tensor(steering.direction)
 
     def add(h: torch.Tensor) -> torch.Tensor:
@@ -153,18 +161,3 @@ def _on_output(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., 
 
 def _first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
-
-
-def _parts(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """A block's attention and MLP, told by their names; norms and dropout hold those words too and are left out."""
-    bodies = {name: child for name, child in layer.named_children() if any(p.ndim > 1 for p in child.parameters())}
-    found = []
-    for words in (("attn", "attention"), ("mlp", "feed_forward", "ffn", "moe")):
-        named = [child for name, child in bodies.items() if any(word in name.lower() for word in words)]
-        if len(named) != 1:
-            raise LacksCapability(
-                f"{type(layer).__name__} has no single part named {' or '.join(words)}, so its direction can't be "
-                "ablated; use kind='add'."
-            )
-        found.append(named[0])
-    return found[0], found[1]

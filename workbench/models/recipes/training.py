@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,13 @@ import torch
 from workbench.models.base import on_one_thread
 
 _WARM_UP = 50
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """What a loss is measured under: no gradients, one thread."""
+    with torch.inference_mode(), on_one_thread():
+        yield
 
 
 def train(
@@ -21,6 +29,7 @@ def train(
     seed: int,
     steps: int,
     rate: float,
+    weight_decay: float = 0.0,
 ) -> Any:
     """A new network of `architecture` and `config`, trained for `steps` of `batch_loss(network, step)`.
 
@@ -30,7 +39,7 @@ def train(
     with torch.random.fork_rng(devices=[]), on_one_thread():
         torch.manual_seed(seed)
         network = architecture(config).train()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
         for step in range(steps):
             optimizer.zero_grad()
@@ -42,4 +51,4 @@ def train(
 
 
 def _share_of_rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))

@@ -1,0 +1,530 @@
+"""A Llama-shaped network decoded by a loop of our own: the same weights, a fraction of the overhead.
+
+Does: reads prompts once each and shares their keys and values among the samples of a prompt, appends to a cache that
+is never copied, and steers in passing. Rows that began at different times go through the matrix products together.
+A row's numbers do not depend on its neighbours (CPU): every attention product has a shape that the row's own history
+decides (prefix products go in blocks of `BLOCK` rows of one prompt, the rest row by row), and the matrix products run
+at widths that were checked on this machine to give a row the same bits at every width (`row_quantum`), or else in
+blocks of one fixed width.
+Does not: know other shapes than Llama, Mistral, Qwen2 and Qwen3 (`suits`); `hf` runs those through their own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+BLOCK = 8
+"""Rows of one prompt that meet its shared keys in one product."""
+SHARED_FROM = 48
+"""Tokens of a prompt from which its rows share its keys; below, sharing costs more than it saves."""
+_KINDS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_ROPES = ("default", "linear", "llama3", "yarn")
+TOKENS_READ = 8192
+"""Tokens of prompts that are read in one pass."""
+_FIRST_CAPACITY = 32
+_QUERIES = 256
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+Changes = dict[tuple[str, int], list[Change]]
+"""What steering does, by named point and layer: ("layer_input" | "attention_output" | "mlp_output", layer)."""
+
+
+def suits(network: Any) -> bool:
+    """Whether the network is of a kind that `Decoder` runs: Llama-shaped, on one device, ordinary linear layers, no
+    sliding window that binds, rotary positions that do not depend on the text's length."""
+    config = network.config
+    if type(network).__name__ not in _KINDS or getattr(config, "hidden_act", None) != "silu":
+        return False
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") not in _ROPES:
+        return False
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return False
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < config.max_position_embeddings and getattr(config, "use_sliding_window", True):
+        return False
+    if len({parameter.device for parameter in network.parameters()}) != 1 or hasattr(network, "hf_device_map"):
+        return False
+    try:
+        parts = [part for layer in network.model.layers for part in _linear_parts(layer)]
+    except AttributeError:
+        return False
+    # A quantised layer is still an nn.Linear, but its weight is no ordinary parameter.
+    return all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in parts)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    out: torch.Tensor
+    out_bias: torch.Tensor | None
+    mlp_norm: torch.Tensor
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Prompts' keys and values that rows share in blocks of up to `BLOCK` rows of one prompt.
+
+    caches: by layer, (2, blocks, kv heads, prompt tokens, head width). prompt_of (blocks,): a block's prompt.
+    place (width,): where a row stands among the blocks' places, and source (blocks * BLOCK,): the row at each place
+    (any of the block where there is none); both None for row r at place r.
+    """
+
+    caches: list[torch.Tensor]
+    prompt_of: np.ndarray
+    place: torch.Tensor | None
+    source: torch.Tensor | None
+
+    @classmethod
+    def of(cls, caches: list[torch.Tensor], old_block: np.ndarray, prompt_of_row: np.ndarray) -> _Shared:
+        """Rows with the prompts `prompt_of_row`, which stand in block `old_block` (of each row) of the given caches."""
+        order = np.argsort(prompt_of_row, kind="stable")
+        prompts, first, count = np.unique(prompt_of_row[order], return_index=True, return_counts=True)
+        blocks = -(-count // BLOCK)
+        offset = np.concatenate([[0], np.cumsum(blocks)[:-1]])
+        of_prompt = np.repeat(np.arange(len(prompts)), count)
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = offset[of_prompt] * BLOCK + np.arange(len(order)) - first[of_prompt]
+        source = np.repeat(order[first], blocks * BLOCK)
+        source[place] = np.arange(len(place))
+        device = caches[0].device
+        taken = torch.as_tensor(np.repeat(old_block[order[first]], blocks), device=device)
+        identity = len(place) == len(source) and bool((place == source).all())
+        return cls(
+            [cache.index_select(1, taken) for cache in caches],
+            np.repeat(prompts, blocks),
+            None if identity else torch.as_tensor(place, device=device),
+            None if identity else torch.as_tensor(source, device=device),
+        )
+
+    def select(self, rows: np.ndarray) -> _Shared:
+        places = rows if self.place is None else self.place.cpu().numpy()[rows]
+        return _Shared.of(self.caches, places // BLOCK, self.prompt_of[places // BLOCK])
+
+
+@dataclass
+class Segment:
+    """Rows whose prompts have one length and that have read equally many tokens since.
+
+    `rows` of them count; the caches have `width` rows, filled up by the last one to a width that products may have.
+    shared: the prompts' keys and values; None for prompts shorter than `SHARED_FROM`, whose rows keep their own.
+    own: by layer, (2, width * kv heads, capacity, head width), a row's own keys and values, of which `held` hold.
+    """
+
+    rows: int
+    width: int
+    prompt_length: int
+    shared: _Shared | None
+    own: list[torch.Tensor]
+    held: int
+
+    def __post_init__(self) -> None:
+        at = np.minimum(np.arange(self.width), self.rows - 1)
+        self.filling = None if self.rows == self.width else torch.as_tensor(at, device=self.own[0].device)
+
+    @property
+    def position(self) -> int:
+        return self.held if self.shared is None else self.prompt_length + self.held
+
+    def select(self, rows: np.ndarray, quantum: int) -> Segment:
+        """The segment of `rows` of this one, repeats allowed; this one stays as it is."""
+        filled = _filled_up(rows, quantum)
+        taken = torch.as_tensor(filled, device=self.own[0].device)
+        shared = None if self.shared is None else self.shared.select(filled)
+        own = [cache.unflatten(1, (self.width, -1)).index_select(1, taken).flatten(1, 2) for cache in self.own]
+        return Segment(len(rows), len(filled), self.prompt_length, shared, own, self.held)
+
+    def make_room(self) -> None:
+        """Room for one more token, by doubling."""
+        if self.held == self.own[0].shape[2]:
+            self.own = [_with_room(cache, self.held) for cache in self.own]
+
+
+def _with_room(cache: torch.Tensor, more: int) -> torch.Tensor:
+    """The cache (..., held, width) with room for `more`; what is there before it is written is never read."""
+    wider = cache.new_empty(*cache.shape[:-2], cache.shape[-2] + more, cache.shape[-1])
+    wider[..., : cache.shape[-2], :] = cache
+    return wider
+
+
+def _filled_up(rows: np.ndarray, quantum: int) -> np.ndarray:
+    return rows[np.minimum(np.arange(-(-len(rows) // quantum) * quantum), len(rows) - 1)]
+
+
+class Decoder:
+    """The network's own weights, laid side by side so that one product does the work of three.
+
+    The network's parameters become views of the joined tensors: no memory is doubled, and whatever is done to them in
+    place is seen here. block: None where matrix products may have any width that is a multiple of `quantum`, else
+    their one width.
+    """
+
+    def __init__(self, network: Any, block: int | None = None) -> None:
+        config = network.config
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.network, self.given_block = network, block
+        first = network.model.layers[0].self_attn
+        self.head_width = int(first.head_dim)
+        self.embedding = network.model.embed_tokens.weight
+        self.device, self.dtype = self.embedding.device, self.embedding.dtype
+        # The scale of the scores goes into the queries' rotation.
+        self.scale = torch.ones(self.heads + self.kv_heads, 1, dtype=self.dtype, device=self.device)
+        self.scale[: self.heads] = float(first.scaling)
+        self.eps = float(config.rms_norm_eps)
+        self.layers = [_joined(layer) for layer in network.model.layers]
+        self.norm = network.model.norm.weight
+        self.head, self.head_bias = network.lm_head.weight, network.lm_head.bias
+        self._cos = self._sin = torch.empty(0, device=self.device)
+        self.quantum, self.block = (1, None) if block is None else (block, block)
+        if self.device.type == "cpu" and block is None:
+            layer = self.layers[0]
+            with torch.inference_mode():
+                found = row_quantum([layer.qkv, layer.out, layer.gate_up, layer.down, self.head])
+            self.quantum, self.block = (found, None) if found else (BLOCK, BLOCK)
+
+    def current(self) -> Decoder:
+        """This decoder, or a new one where the network has new weights: `network.to(...)` makes such."""
+        joined = zip(self.network.model.layers, self.layers, strict=True)
+        if self.embedding.dtype == self.dtype and all(
+            layer.self_attn.q_proj.weight.data_ptr() == mine.qkv.data_ptr()
+            and layer.mlp.gate_proj.weight.data_ptr() == mine.gate_up.data_ptr()
+            for layer, mine in joined
+        ):
+            return self
+        return Decoder(self.network, self.given_block)
+
+    def start(self, prompts: torch.Tensor, rows: np.ndarray, changes: Changes) -> tuple[Segment, torch.Tensor]:
+        """Reads prompts (n, length); a segment with row j on prompt rows[j], and their logits (len(rows), V)."""
+        chunks = prompts.split(max(1, TOKENS_READ // prompts.shape[1]))
+        hidden, caches = zip(*(self.read(chunk, changes) for chunk in chunks), strict=True)
+        logits = self.logits(torch.cat([h[:, -1] for h in hidden]))
+        prefixes = [torch.cat(of_layer, dim=1) for of_layer in zip(*caches, strict=True)]
+        length, filled = prompts.shape[1], _filled_up(rows, self.quantum)
+        if length < SHARED_FROM:
+            taken = torch.as_tensor(filled, device=self.device)
+            own = [_with_room(prefix[:, taken].flatten(1, 2), _FIRST_CAPACITY) for prefix in prefixes]
+            segment = Segment(len(rows), len(filled), length, None, own, length)
+        else:
+            shape = (2, len(filled) * self.kv_heads, _FIRST_CAPACITY, self.head_width)
+            own = [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
+            segment = Segment(len(rows), len(filled), length, _Shared.of(prefixes, filled, filled), own, 0)
+        return segment, logits[torch.as_tensor(rows, device=self.device)]
+
+    def read(self, tokens: torch.Tensor, changes: Changes) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Hidden states (n, length, width) after the last norm of tokens (n, length), and by layer their keys and
+        values (2, n, kv heads, length, head width)."""
+        n, length = tokens.shape
+        rows = n * length
+        caches: list[torch.Tensor] = []
+
+        def attend(qkv: torch.Tensor) -> torch.Tensor:
+            by_head = qkv[:rows].view(n, length, -1, self.head_width).transpose(1, 2)
+            q, kv = by_head[:, : self.heads], by_head[:, self.heads :]
+            caches.append(kv.unflatten(1, (2, self.kv_heads)).transpose(0, 1).contiguous())
+            mixed = _causal(q, *caches[-1])
+            return self._filled(mixed.transpose(1, 2).reshape(rows, -1))
+
+        positions = torch.arange(length, device=self.device).repeat(n)
+        flat = tokens.reshape(-1)
+        short = -rows % self.quantum
+        if short:
+            positions, flat = F.pad(positions, (0, short)), F.pad(flat, (0, short))
+        hidden = self._forward(flat, positions, length, [(len(flat), attend)], changes)
+        return hidden[:rows].view(n, length, -1), caches
+
+    def step(self, segments: Sequence[Segment], tokens: torch.Tensor, changes: Changes) -> torch.Tensor:
+        """Each row reads its token (rows,); logits (rows, V) of what may come next."""
+        rows, positions = [segment.rows for segment in segments], [segment.position for segment in segments]
+        attends = [(segment.width, self._attend_to(segment)) for segment in segments]
+        if len(segments) == 1:
+            filling = segments[0].filling
+            filled = tokens if filling is None else tokens[filling]
+            at = torch.tensor(positions, device=self.device)
+        else:
+            parts = zip(segments, tokens.split(rows), strict=True)
+            filled = torch.cat([part if s.filling is None else part[s.filling] for s, part in parts])
+            at = torch.tensor(np.repeat(positions, [width for width, _ in attends]), device=self.device)
+        logits = self._logits(self._forward(filled, at, max(positions) + 1, attends, changes))
+        for segment in segments:
+            segment.held += 1
+        if len(segments) == 1:
+            return logits[: rows[0]]
+        widths = [width for width, _ in attends]
+        return torch.cat([part[:n] for part, n in zip(logits.split(widths), rows, strict=True)])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(rows, V) from hidden states (rows, width), float32 or as wide as the network."""
+        return self._logits(self._filled(hidden))[: len(hidden)]
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self._linear(hidden, self.head, self.head_bias)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        reach: int,
+        attends: Sequence[tuple[int, Callable[[torch.Tensor], torch.Tensor]]],
+        changes: Changes,
+    ) -> torch.Tensor:
+        """Hidden states (rows, width) after the last norm. attends: a part's rows, and a function from their queries,
+        keys and values (rows, heads + 2 kv heads, head width), rotated, to (rows, heads * head width)."""
+        heads, turned = self.heads, self.heads + self.kv_heads
+        cos, sin = self._rotation(reach)
+        cos, sin = cos[positions][:, None] * self.scale, sin[positions][:, None] * self.scale
+        x = self.embedding[tokens]
+        for i, layer in enumerate(self.layers):
+            x = _changed(x, changes, "layer_input", i)
+            qkv = self._linear(self._normed(x, layer.input_norm), layer.qkv, layer.qkv_bias)
+            qkv = qkv.view(len(x), -1, self.head_width)
+            if layer.query_norm is not None and layer.key_norm is not None:
+                qkv[:, :heads] = F.rms_norm(qkv[:, :heads], (self.head_width,), layer.query_norm, self.eps)
+                qkv[:, heads:turned] = F.rms_norm(qkv[:, heads:turned], (self.head_width,), layer.key_norm, self.eps)
+            _rotate(qkv[:, :turned], cos, sin)
+            if len(attends) == 1:
+                mixed = attends[0][1](qkv)
+            else:
+                parts = zip(attends, qkv.split([width for width, _ in attends]), strict=True)
+                mixed = torch.cat([attend(part) for (_, attend), part in parts])
+            x = self._added(x, mixed, layer.out, layer.out_bias, changes.get(("attention_output", i)))
+            both = self._linear(self._normed(x, layer.mlp_norm), layer.gate_up, layer.gate_up_bias)
+            gate, up = both.chunk(2, dim=-1)
+            gated = F.silu(gate).mul_(up)
+            x = self._added(x, gated, layer.down, layer.down_bias, changes.get(("mlp_output", i)))
+        return self._normed(x, self.norm)
+
+    def _attend_to(self, segment: Segment) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Attention of one token a row; the functions for all layers in turn."""
+        segment.make_room()
+        return self._attend_alone(segment) if segment.shared is None else self._attend_shared(segment, segment.shared)
+
+    def _attend_alone(self, segment: Segment) -> Callable[[torch.Tensor], torch.Tensor]:
+        """To what each row has read."""
+        caches, t, width, kv, d = iter(segment.own), segment.held, segment.width, self.kv_heads, self.head_width
+        heads, group = self.heads, self.heads // kv
+
+        def attend(qkv: torch.Tensor) -> torch.Tensor:
+            own = next(caches)
+            own.select(2, t).view(2, width, kv, d).copy_(qkv[:, heads:].view(width, 2, kv, d).transpose(0, 1))
+            keys, values = own.narrow(2, 0, t + 1).unbind()
+            q = qkv[:, : self.heads].reshape(width * kv, group, d)
+            weights = torch.softmax(torch.bmm(q, keys.transpose(1, 2)), dim=-1)
+            return torch.bmm(weights, values).view(width, -1)
+
+        return attend
+
+    def _attend_shared(self, segment: Segment, shared: _Shared) -> Callable[[torch.Tensor], torch.Tensor]:
+        """To the prompts, shared in blocks, and to what each row has read since."""
+        width, t, kv, d = segment.width, segment.held, self.kv_heads, self.head_width
+        heads, group, blocks, length = self.heads, self.heads // kv, len(shared.prompt_of), segment.prompt_length
+        caches = zip(shared.caches, segment.own, strict=True)
+
+        def by_block(values: torch.Tensor) -> torch.Tensor:
+            """(width, heads, n) as (blocks * kv, BLOCK * group, n)."""
+            if shared.source is not None:
+                values = values.index_select(0, shared.source)
+            n = values.shape[-1]
+            return values.reshape(blocks, BLOCK, kv, group, n).transpose(1, 2).reshape(blocks * kv, -1, n)
+
+        def by_row(values: torch.Tensor) -> torch.Tensor:
+            n = values.shape[-1]
+            values = values.view(blocks, kv, BLOCK, group, n).transpose(1, 2).reshape(-1, self.heads, n)
+            return values if shared.place is None else values.index_select(0, shared.place)
+
+        def attend(qkv: torch.Tensor) -> torch.Tensor:
+            prefix, own = next(caches)
+            prefix = prefix.flatten(1, 2)
+            own.select(2, t).view(2, width, kv, d).copy_(qkv[:, heads:].view(width, 2, kv, d).transpose(0, 1))
+            keys, values = own.narrow(2, 0, t + 1).unbind()
+            q = qkv[:, : self.heads]
+            before = by_row(torch.bmm(by_block(q), prefix[0].transpose(1, 2)))
+            since = torch.bmm(q.reshape(width * kv, group, d), keys.transpose(1, 2))
+            weights = torch.softmax(torch.cat([before, since.view(width, self.heads, t + 1)], dim=-1), dim=-1)
+            mixed = by_row(torch.bmm(by_block(weights[..., :length]), prefix[1]))
+            since = torch.bmm(weights[..., length:].reshape(width * kv, group, t + 1), values)
+            return mixed.reshape(width, -1).add_(since.view(width, -1))
+
+        return attend
+
+    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            return F.rms_norm(x, weight.shape, weight, self.eps)
+        # torch's own takes twice as long on narrow float32 rows of the CPU.
+        scale = (x * x).sum(dim=-1, keepdim=True).mul_(1.0 / x.shape[-1]).add_(self.eps).rsqrt_()
+        return (x * scale).mul_(weight)
+
+    def _added(
+        self,
+        x: torch.Tensor,
+        inner: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        changes: list[Change] | None,
+    ) -> torch.Tensor:
+        """x + what a part adds to the residual stream; x may be used up."""
+        if not changes and bias is None and self.block is None:
+            return x.addmm_(inner, weight.t())
+        part = self._linear(inner, weight, bias)
+        for change in changes or ():
+            part = change(part)
+        return x + part
+
+    def _filled(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows, and zeros up to a width at which the products may run."""
+        short = -len(rows) % self.quantum
+        return F.pad(rows, (0, 0, 0, short)) if short else rows
+
+    def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.block is None or len(x) == self.block:
+            return F.linear(x, weight, bias)
+        return torch.cat([F.linear(part, weight, bias) for part in x.split(self.block)])
+
+    def _rotation(self, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin (positions, head width) for at least `reach` positions, the sign of the rotation in the sin."""
+        if len(self._cos) < reach:
+            many = max(256, 2 * reach)
+            positions = torch.arange(many, device=self.device)[None]
+            cos, sin = self.network.model.rotary_emb(self.embedding[:1], positions)
+            half = self.head_width // 2
+            self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        return self._cos, self._sin
+
+
+def row_quantum(weights: Sequence[torch.Tensor]) -> int | None:
+    """The smallest q of 4, 8 and 16 for which `linear` on this machine gives a row the same bits at every tried width
+    that is a multiple of q, on one thread and on all; None where there is none.
+
+    The order in which a product adds does not depend on its numbers, so one try on random ones settles a width.
+    """
+    threads = torch.get_num_threads()
+    shapes = tuple(sorted({(weight.shape[1], weight.shape[0]) for weight in weights}))
+    return _row_quantum(shapes, weights[0].dtype, threads)
+
+
+@lru_cache
+def _row_quantum(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, threads: int) -> int | None:
+    generator = torch.Generator().manual_seed(0)
+    tries = []
+    for inner, outer in shapes:
+        # A slice of a wide product is a product of its own; the remainder keeps its edge.
+        outer = min(outer, 256 + outer % 64)
+        weight = torch.randn(outer, inner, generator=generator).to(dtype)
+        tries.append((weight, torch.randn(1040, inner, generator=generator).to(dtype)))
+    try:
+        for quantum in (4, 8, 16):
+            agree = (_same_bits(w, rows, quantum, count) for w, rows in tries for count in {1, threads})
+            if all(agree):
+                return quantum
+    finally:
+        torch.set_num_threads(threads)
+    return None
+
+
+def _same_bits(weight: torch.Tensor, rows: torch.Tensor, quantum: int, threads: int) -> bool:
+    torch.set_num_threads(threads)
+    start = rows @ weight.t() * 0.5
+    whole, added = F.linear(rows, weight), torch.addmm(start, rows, weight.t())
+    for times in (1, 2, 3, 5, 7, 8, 16, 31, 64):
+        part = slice(16, 16 + quantum * times)
+        if not torch.equal(F.linear(rows[part], weight), whole[part]):
+            return False
+        if not torch.equal(torch.addmm(start[part], rows[part], weight.t()), added[part]):
+            return False
+    return True
+
+
+def _linear_parts(layer: Any) -> tuple[Any, ...]:
+    mlp = layer.mlp
+    return *_projections(layer.self_attn), layer.self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+
+def _projections(attention: Any) -> tuple[Any, Any, Any]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
+
+
+def _joined(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv, qkv_bias = _join(_projections(attention))
+    gate_up, gate_up_bias = _join((mlp.gate_proj, mlp.up_proj))
+    return _Layer(
+        layer.input_layernorm.weight,
+        qkv,
+        qkv_bias,
+        attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+        attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        attention.o_proj.weight,
+        attention.o_proj.bias,
+        layer.post_attention_layernorm.weight,
+        gate_up,
+        gate_up_bias,
+        mlp.down_proj.weight,
+        mlp.down_proj.bias,
+    )
+
+
+@torch.no_grad()
+def _join(parts: Iterable[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The parts' weights (and biases) as one tensor, of which theirs become views."""
+    parts = tuple(parts)
+    joined: list[torch.Tensor | None] = []
+    for name in ("weight", "bias"):
+        own = [getattr(part, name) for part in parts]
+        if own[0] is None:
+            joined.append(None)
+            continue
+        whole = torch.cat([parameter.data for parameter in own])
+        for parameter, view in zip(own, whole.split([len(parameter) for parameter in own]), strict=True):
+            parameter.data = view
+        joined.append(whole)
+    weight, bias = joined
+    assert weight is not None
+    return weight, bias
+
+
+def _causal(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Causal attention: q (n, heads, length, d), scaled already, keys and values (n, kv heads, length, d)."""
+    n, heads, length, d = q.shape
+    kv = keys.shape[1]
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=1.0, enable_gqa=heads != kv)
+    # torch's own moves in the last bits with the number of prompts where there are several threads. These products
+    # have shapes that the length alone decides, and _QUERIES bounds what they hold at once.
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    out = torch.empty_like(q)
+    for at in range(0, length, _QUERIES):
+        part = q[:, :, at : at + _QUERIES]
+        many, reach = part.shape[2], at + part.shape[2]
+        scores = torch.bmm(part.reshape(n * kv, -1, d), keys[:, :reach].transpose(1, 2)).view(n, heads, many, reach)
+        ahead = torch.ones(many, reach, dtype=torch.bool).triu_(at + 1)
+        weights = torch.softmax(scores.masked_fill_(ahead, -torch.inf), dim=-1).view(n * kv, -1, reach)
+        out[:, :, at:reach] = torch.bmm(weights, values[:, :reach]).view(n, heads, many, d)
+    return out
+
+
+def _changed(x: torch.Tensor, changes: Changes, point: str, layer: int) -> torch.Tensor:
+    for change in changes.get((point, layer), ()):
+        x = change(x)
+    return x
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """x <- x cos + (its halves swapped) sin, in place; the sign of the rotation is in sin."""
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    x.mul_(cos).addcmul_(swapped, sin)
