@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from tests.models.conftest import network
 from workbench import Meter, Stream
-from workbench.models import Steering, load, next_log_probs, sample, sample_in_step, score
+from workbench.models import Steering, graphs, load, next_log_probs, sample, sample_in_step, score
 from workbench.models import decoder as decoder_module
 from workbench.models.decoder import BLOCK, SHARED_FROM, Decoder, row_quantum, suits
 from workbench.models.hf import HFModel
@@ -282,3 +282,24 @@ def test_contrastive_decoding_is_the_law_that_it_says():
         np.testing.assert_allclose(drawn.log_p[row, : len(new)], p[np.arange(len(new)), new], atol=2e-5)
         if row == 5:
             break
+
+
+@pytest.mark.parametrize("prompt", [SHORT, LONG])
+def test_the_step_that_cuda_graphs_capture_is_the_step(any_model, prompt):
+    """Run here without a graph, on the CPU: shapes that do not change, what lies ahead masked."""
+    decoder = any_model.decoder
+    tokens = torch.as_tensor(np.random.default_rng(0).integers(1, 50, size=(45, 11)))
+    start = torch.tensor([prompt])
+    with torch.inference_mode():
+        (plain_way, _), (static_way, _) = (decoder.start(start, np.zeros(11, dtype=int), {}) for _ in range(2))
+        for row in tokens:
+            usual = decoder.step([plain_way], row, {})
+            static_way.make_room()
+            for cache in static_way.own:
+                cache[:, :, static_way.held :] = 0
+            reach = static_way.position - static_way.held + static_way.own[0].shape[2]
+            attend = graphs.attend_statically(decoder, static_way, torch.tensor([static_way.held]))
+            filled, at = row[static_way.filling], torch.tensor([static_way.position])
+            static = decoder.pass_over(filled, at, reach, [(static_way.width, attend)], {})[:11]
+            static_way.held += 1
+            torch.testing.assert_close(static, usual, atol=2e-5, rtol=0)

@@ -164,6 +164,7 @@ def test_an_estimate_for_an_unknown_quantisation_is_refused(homes):
 
 
 def test_a_checkpoint_that_is_quantised_already_is_not_quantised_again(homes, tmp_path):
+    pytest.importorskip("torchao")
     folder = shutil.copytree(homes["llama"], tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))

@@ -151,6 +151,10 @@ class LanguageModel:
         """Whether a pass over `tokens` is work enough for more than one thread."""
         return not self.small or tokens * self.flops_per_token >= _WORTH_THREADS
 
+    def room(self, tokens: int) -> int:
+        """How many rows of `tokens` tokens each to decode together now."""
+        return self.rows_at_once
+
     def shrink(self) -> None:
         """Halves `rows_at_once`, after a device ran out of memory."""
         self.rows_at_once = max(1, self.rows_at_once // 2)

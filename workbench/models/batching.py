@@ -1,7 +1,7 @@
 """Continuous batching: the rows under way of one request; finished ones leave, waiting ones enter.
 
-Does: keeps up to `rows_at_once` rows in the models' sessions, gives each its own random numbers by its own number and
-step, stops them, and starts again with half the rows where memory ran out.
+Does: keeps as many rows as there is memory for in the models' sessions, gives each its own random numbers by its own
+number and step, stops them, and starts again with half the rows where memory ran out.
 Does not: choose tokens; `sampling` passes the function that does.
 """
 
@@ -153,13 +153,15 @@ class Task:
         self.ends = np.zeros(models[0].vocab_size, dtype=bool)
         self.ends[[*ids, *(token for token in models[0].eos_ids if token < len(self.ends))]] = True
         self.stop_texts, self.stop_tokens = _stop_sequences(models[0], stop_sequences)
+        longest = max(len(prompt) for prompt in self.prompts) + self.steps
+        self.room = min(model.room(longest) // len(self.models) or 1 for model in self.models)
         self.out = Output(len(self.prompts) * self.n, self.steps)
 
     def run(self) -> Output:
         waiting = list(range(len(self.out.tokens)))[::-1]
         flight: Flight | None = None
         while waiting or flight is not None:
-            room = min(model.rows_at_once for model in self.models)
+            room = min(self.room, *(model.rows_at_once for model in self.models))
             under_way = 0 if flight is None else int(flight.alive.sum())
             entering: list[int] = []
             if waiting and 2 * under_way <= room:

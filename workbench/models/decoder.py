@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from workbench.models import graphs
+
 BLOCK = 8
 """Rows of one prompt that meet its shared keys in one product."""
 SHARED_FROM = 48
@@ -113,6 +115,20 @@ class _Shared:
             None if identity else torch.as_tensor(source, device=device),
         )
 
+    def by_block(self, values: torch.Tensor, kv: int) -> torch.Tensor:
+        """(width, heads, n) as (blocks * kv heads, BLOCK * group, n)."""
+        if self.source is not None:
+            values = values.index_select(0, self.source)
+        n = values.shape[-1]
+        values = values.reshape(len(self.prompt_of), BLOCK, kv, -1, n).transpose(1, 2)
+        return values.reshape(len(self.prompt_of) * kv, -1, n)
+
+    def by_row(self, values: torch.Tensor, kv: int) -> torch.Tensor:
+        """The way back."""
+        blocks, n = len(self.prompt_of), values.shape[-1]
+        values = values.view(blocks, kv, BLOCK, -1, n).transpose(1, 2).reshape(blocks * BLOCK, -1, n)
+        return values if self.place is None else values.index_select(0, self.place)
+
     def select(self, rows: np.ndarray) -> _Shared:
         places = rows if self.place is None else self.place.cpu().numpy()[rows]
         return _Shared.of(self.caches, places // BLOCK, self.prompt_of[places // BLOCK])
@@ -133,6 +149,7 @@ class Segment:
     shared: _Shared | None
     own: list[torch.Tensor]
     held: int
+    graph: Any = None
 
     def __post_init__(self) -> None:
         at = np.minimum(np.arange(self.width), self.rows - 1)
@@ -153,12 +170,15 @@ class Segment:
     def make_room(self) -> None:
         """Room for one more token, by doubling."""
         if self.held == self.own[0].shape[2]:
+            self.graph = None
             self.own = [_with_room(cache, self.held) for cache in self.own]
 
 
 def _with_room(cache: torch.Tensor, more: int) -> torch.Tensor:
-    """The cache (..., held, width) with room for `more`; what is there before it is written is never read."""
-    wider = cache.new_empty(*cache.shape[:-2], cache.shape[-2] + more, cache.shape[-1])
+    """The cache (..., held, width) with room for `more`; what is there before it is written is never read, save by
+    CUDA graphs, which want it to be numbers."""
+    make = cache.new_zeros if cache.is_cuda else cache.new_empty
+    wider = make(*cache.shape[:-2], cache.shape[-2] + more, cache.shape[-1])
     wider[..., : cache.shape[-2], :] = cache
     return wider
 
@@ -191,12 +211,17 @@ class Decoder:
         self.norm = network.model.norm.weight
         self.head, self.head_bias = network.lm_head.weight, network.lm_head.bias
         self._cos = self._sin = torch.empty(0, device=self.device)
+        self.graphs = self.device.type == "cuda"
         self.quantum, self.block = (1, None) if block is None else (block, block)
         if self.device.type == "cpu" and block is None:
             layer = self.layers[0]
             with torch.inference_mode():
                 found = row_quantum([layer.qkv, layer.out, layer.gate_up, layer.down, self.head])
             self.quantum, self.block = (found, None) if found else (BLOCK, BLOCK)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        return 2 * len(self.layers) * self.kv_heads * self.head_width * self.dtype.itemsize
 
     def current(self) -> Decoder:
         """This decoder, or a new one where the network has new weights: `network.to(...)` makes such."""
@@ -222,7 +247,7 @@ class Decoder:
             segment = Segment(len(rows), len(filled), length, None, own, length)
         else:
             shape = (2, len(filled) * self.kv_heads, _FIRST_CAPACITY, self.head_width)
-            own = [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
+            own = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
             segment = Segment(len(rows), len(filled), length, _Shared.of(prefixes, filled, filled), own, 0)
         return segment, logits[torch.as_tensor(rows, device=self.device)]
 
@@ -250,6 +275,8 @@ class Decoder:
 
     def step(self, segments: Sequence[Segment], tokens: torch.Tensor, changes: Changes) -> torch.Tensor:
         """Each row reads its token (rows,); logits (rows, V) of what may come next."""
+        if self.graphs and len(segments) == 1:
+            return graphs.step(self, segments[0], tokens, changes)
         rows, positions = [segment.rows for segment in segments], [segment.position for segment in segments]
         attends = [(segment.width, self._attend_to(segment)) for segment in segments]
         if len(segments) == 1:
@@ -260,13 +287,25 @@ class Decoder:
             parts = zip(segments, tokens.split(rows), strict=True)
             filled = torch.cat([part if s.filling is None else part[s.filling] for s, part in parts])
             at = torch.tensor(np.repeat(positions, [width for width, _ in attends]), device=self.device)
-        logits = self._logits(self._forward(filled, at, max(positions) + 1, attends, changes))
+        logits = self.pass_over(filled, at, max(positions) + 1, attends, changes)
         for segment in segments:
             segment.held += 1
         if len(segments) == 1:
             return logits[: rows[0]]
         widths = [width for width, _ in attends]
         return torch.cat([part[:n] for part, n in zip(logits.split(widths), rows, strict=True)])
+
+    def pass_over(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        reach: int,
+        attends: Sequence[tuple[int, Callable[[torch.Tensor], torch.Tensor]]],
+        changes: Changes,
+    ) -> torch.Tensor:
+        """Logits (rows, V) of tokens (rows,) at positions (rows,) or (1,), all below `reach`; attends as in
+        `_forward`."""
+        return self._logits(self._forward(tokens, positions, reach, attends, changes))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, V) from hidden states (rows, width), float32 or as wide as the network."""
@@ -333,20 +372,8 @@ class Decoder:
     def _attend_shared(self, segment: Segment, shared: _Shared) -> Callable[[torch.Tensor], torch.Tensor]:
         """To the prompts, shared in blocks, and to what each row has read since."""
         width, t, kv, d = segment.width, segment.held, self.kv_heads, self.head_width
-        heads, group, blocks, length = self.heads, self.heads // kv, len(shared.prompt_of), segment.prompt_length
+        heads, group, length = self.heads, self.heads // kv, segment.prompt_length
         caches = zip(shared.caches, segment.own, strict=True)
-
-        def by_block(values: torch.Tensor) -> torch.Tensor:
-            """(width, heads, n) as (blocks * kv, BLOCK * group, n)."""
-            if shared.source is not None:
-                values = values.index_select(0, shared.source)
-            n = values.shape[-1]
-            return values.reshape(blocks, BLOCK, kv, group, n).transpose(1, 2).reshape(blocks * kv, -1, n)
-
-        def by_row(values: torch.Tensor) -> torch.Tensor:
-            n = values.shape[-1]
-            values = values.view(blocks, kv, BLOCK, group, n).transpose(1, 2).reshape(-1, self.heads, n)
-            return values if shared.place is None else values.index_select(0, shared.place)
 
         def attend(qkv: torch.Tensor) -> torch.Tensor:
             prefix, own = next(caches)
@@ -354,10 +381,10 @@ class Decoder:
             own.select(2, t).view(2, width, kv, d).copy_(qkv[:, heads:].view(width, 2, kv, d).transpose(0, 1))
             keys, values = own.narrow(2, 0, t + 1).unbind()
             q = qkv[:, : self.heads]
-            before = by_row(torch.bmm(by_block(q), prefix[0].transpose(1, 2)))
+            before = shared.by_row(torch.bmm(shared.by_block(q, kv), prefix[0].transpose(1, 2)), kv)
             since = torch.bmm(q.reshape(width * kv, group, d), keys.transpose(1, 2))
             weights = torch.softmax(torch.cat([before, since.view(width, self.heads, t + 1)], dim=-1), dim=-1)
-            mixed = by_row(torch.bmm(by_block(weights[..., :length]), prefix[1]))
+            mixed = shared.by_row(torch.bmm(shared.by_block(weights[..., :length], kv), prefix[1]), kv)
             since = torch.bmm(weights[..., length:].reshape(width * kv, group, t + 1), values)
             return mixed.reshape(width, -1).add_(since.view(width, -1))
 

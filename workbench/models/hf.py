@@ -37,6 +37,7 @@ from workbench.models.base import (
     prompt_lists,
 )
 from workbench.models.decoder import TOKENS_READ, Changes, Decoder, Segment, suits
+from workbench.models.memory import free_memory
 from workbench.models.steering import Steering, active, change_of, check_steering, decoder_layers, recording
 
 MICRO_BATCH = 32
@@ -71,7 +72,7 @@ class HFModel(LanguageModel):
         width = ((64 if small else 8) if on_cpu else MICRO_BATCH) if micro_batch is None else micro_batch
         width = require_integer("micro_batch", width, low=1, cure="pass e.g. micro_batch=32")
         # A small model reads many prompts in the time of one; a large one should not read a prompt 32 times.
-        self._sizes = _Sizes(width, width if small else 1, width * (8 if on_cpu else 1))
+        self._sizes = _Sizes(width, width if small else 1, width * 8)
         self.vocab_size = int(config.vocab_size)
         self.width = int(config.hidden_size)
         self.n_layers = int(config.num_hidden_layers)
@@ -85,6 +86,8 @@ class HFModel(LanguageModel):
         self.steerings: tuple[Steering, ...] = ()
         self.changes: Changes = {}
         self._decoder = Decoder(network, micro_batch) if suits(network) else None
+        if self._decoder is not None:
+            self._sizes.rows_at_once = 4096 if not on_cpu else 1024 if small else 64
         self._keeps_last = "logits_to_keep" in inspect.signature(network.forward).parameters
 
     @property
@@ -94,6 +97,15 @@ class HFModel(LanguageModel):
     @property
     def rows_at_once(self) -> int:
         return self._sizes.rows_at_once
+
+    def room(self, tokens: int) -> int:
+        """As many rows of `tokens` tokens as nine tenths of the free memory have caches and laws for, and at most
+        `rows_at_once`."""
+        if self._decoder is None:
+            return self.rows_at_once
+        # A cache is copied when it grows; a law takes a few arrays of the vocabulary's length.
+        each = 2 * tokens * self._decoder.cache_bytes_per_token + 40 * self.vocab_size
+        return max(1, min(self.rows_at_once, int(0.9 * free_memory(str(self.device)) / each)))
 
     def shrink(self) -> None:
         self._sizes.rows_at_once = max(1, self._sizes.rows_at_once // 2)

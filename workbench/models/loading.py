@@ -123,13 +123,7 @@ def from_folder(
     if max_memory is None:
         memory.check_fits(name, wanted, config, tensors)
     placing = _placing(place, max_memory, quantization)
-    architecture = str((config.get("architectures") or [""])[0])
-    masked = architecture.endswith("ForMaskedLM")
-    if architecture.endswith("ForTokenClassification"):
-        raise LacksCapability(
-            f"{name} judges steps and generates nothing; call workbench.models.step_probabilities(prompts, solutions), "
-            "or load a causal model such as 'embedded/arith'."
-        )
+    masked = str((config.get("architectures") or [""])[0]).endswith("ForMaskedLM")
     with quietly():
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -202,7 +196,10 @@ def _torchao_config(quantization: str) -> Any:
     from workbench.models.memory import INT4_GROUP
 
     with quietly():
-        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+        from torchao.quantization import (  # pyright: ignore[reportMissingImports]
+            Int4WeightOnlyConfig,
+            Int8WeightOnlyConfig,
+        )
         from transformers import TorchAoConfig
 
         # set_inductor_config would change torch.compile's settings for the whole process.

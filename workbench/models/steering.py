@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -129,15 +130,19 @@ def recording(layers: nn.ModuleList, layer: int, record: Callable[[torch.Tensor]
 
 
 def change_of(steering: Steering) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function of hidden states (..., width) that `steering` is."""
     given = torch.as_tensor(steering.direction)
+    vector = steering.strength * given if steering.kind == "add" else given / given.norm()
+
+    @cache
+    def there(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        return vector.to(device, dtype)
 
     def add(h: torch.Tensor) -> torch.Tensor:
-        return h + (steering.strength * given).to(h.device, h.dtype)
-
-    unit = given / given.norm()
+        return h + there(h.device, h.dtype)
 
     def ablate(h: torch.Tensor) -> torch.Tensor:
-        d = unit.to(h.device, h.dtype)
+        d = there(h.device, h.dtype)
         return h - steering.strength * (h * d).sum(dim=-1, keepdim=True) * d
 
     return add if steering.kind == "add" else ablate
