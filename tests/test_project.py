@@ -109,7 +109,13 @@ def test_the_python_in_the_readme_prints_what_it_says():
     [shown] = re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    timeless = lambda printed: re.sub(r"[\d.e-]+ seconds", "some seconds", printed).strip()  # noqa: E731
+
+    def timeless(printed: str) -> str:
+        # The last batch may run past the limit by as much as its size, which the machine's speed decides.
+        return re.sub(
+            r"spent [\d,]+ samples, [\d,]+ tokens, [\d,]+ model calls, [\d.e-]+ seconds", "spent", printed
+        ).strip()
+
     assert timeless(done.stdout) == timeless(shown)
 
 

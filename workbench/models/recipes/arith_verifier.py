@@ -34,7 +34,7 @@ CARD = """
 
 A two-layer Llama (width 32, 4 heads, 15 character tokens), `embedded/arith-small` trained on: it gives the right next
 step of a worked sum, whatever the steps so far, so that its probability of a step is P(step is right | prompt, steps so
-far). It is small so that it errs; on the body of `embedded/arith` the same training made no error on 9,000 steps.
+far). Checking is easier to learn than adding without slips: this body, small as it is, errs on few steps only.
 
 - **For**: process rewards, verification under a budget, what happens when one searches against a verifier that errs.
 - **Not for**: texts other than worked sums of two to four two-digit terms.
@@ -50,7 +50,7 @@ far). It is small so that it errs; on the body of `embedded/arith` the same trai
 """
 SIZES = ("arith-small", "arith", "arith-large")
 _IGNORED = -100
-_WRONG, _RIGHT = len(TOKENS), len(TOKENS) + 1
+_WRONG, _RIGHT, _ASKED = range(len(TOKENS), len(TOKENS) + 3)
 _LEAST = 1e-6
 
 
@@ -84,7 +84,7 @@ def figures(network: torch.nn.Module) -> dict[str, Any]:
     training, validation, held_out = (
         _sequences(solutions(n, part)) for n, part in ((4000, "training"), (500, "validation"), (500, "held out"))
     )
-    baseline = ngram.fit(training, validation, len(TOKENS) + 2, _labels(validation))
+    baseline = ngram.fit(training, validation, len(TOKENS) + 3, _labels(validation))
     rate = right.mean()
     order = p.argsort()
     ranks = np.empty(len(p))
@@ -159,13 +159,13 @@ def _copied(network: torch.nn.Module) -> Any:
 
 
 def _sequences(texts: list[tuple[str, str]]) -> list[np.ndarray]:
-    """For each step, the text up to its ';' and then its label as a token."""
+    """For each step, the text up to its ';', a token after which labels alone come, and its label."""
     out = []
     for prompt, solution in texts:
         tokens = [TOKENS.index(symbol) for symbol in prompt + solution]
         ends = [at for at in range(len(prompt), len(tokens)) if TOKENS[tokens[at]] == ";"]
         for end, right in zip(ends, step_labels(prompt, solution), strict=True):
-            out.append(np.array([*tokens[: end + 1], _RIGHT if right else _WRONG]))
+            out.append(np.array([*tokens[: end + 1], _ASKED, _RIGHT if right else _WRONG]))
     return out
 
 
