@@ -106,7 +106,7 @@ def test_a_few_steps_of_each_recipe_lower_the_loss(name, monkeypatch):
         solutions = arith_verifier.solutions
         monkeypatch.setattr(arith_verifier, "solutions", lambda n, part: solutions(64, part))
     before, after = first_batch_before_and_after(monkeypatch, name, 10 if name in ("chat", "code", "docs") else 24)
-    assert after < before - 0.05
+    assert after < 0.99 * before
 
 
 @pytest.mark.slow

@@ -207,6 +207,8 @@ class Decoder:
         self.scale = torch.ones(self.heads + self.kv_heads, 1, dtype=self.dtype, device=self.device)
         self.scale[: self.heads] = float(first.scaling)
         self.eps = float(config.rms_norm_eps)
+        self._eps = torch.tensor(self.eps, dtype=self.dtype, device=self.device)
+        self._share = torch.tensor(1.0 / config.hidden_size, dtype=self.dtype, device=self.device)
         self.layers = [_joined(layer) for layer in network.model.layers]
         self.norm = network.model.norm.weight
         self.head, self.head_bias = network.lm_head.weight, network.lm_head.bias
@@ -394,7 +396,7 @@ class Decoder:
         if x.dtype != torch.float32 or x.device.type != "cpu":
             return F.rms_norm(x, weight.shape, weight, self.eps)
         # torch's own takes twice as long on narrow float32 rows of the CPU.
-        scale = (x * x).sum(dim=-1, keepdim=True).mul_(1.0 / x.shape[-1]).add_(self.eps).rsqrt_()
+        scale = torch.addcmul(self._eps, (x * x).sum(dim=-1, keepdim=True), self._share).rsqrt_()
         return (x * scale).mul_(weight)
 
     def _added(
@@ -553,5 +555,6 @@ def _changed(x: torch.Tensor, changes: Changes, point: str, layer: int) -> torch
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """x <- x cos + (its halves swapped) sin, in place; the sign of the rotation is in sin."""
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    first, second = x.chunk(2, dim=-1)
+    swapped = torch.cat([second, first], dim=-1)
     x.mul_(cos).addcmul_(swapped, sin)

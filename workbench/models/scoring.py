@@ -38,12 +38,16 @@ def score(model: LanguageModel, prompts: Any, completions: Any) -> list[np.ndarr
     return out
 
 
-def next_log_probs(model: LanguageModel, prefixes: Any) -> np.ndarray:
+def next_log_probs(model: LanguageModel, prefixes: Any) -> Any:
     """(n, vocab_size) float64: log p(next token | prefix) for prefixes of any lengths.
 
     prefixes: a text, a list of token ids, or a list of either. A row depends on its own prefix alone.
+    A server tells its likeliest tokens alone: from an endpoint it is a list of `TopLogProbs`, the known entries and
+    the missing mass, whose `event_mass_bounds` bound what an event can weigh.
     Raises WorkbenchError: empty prefixes, ids outside the vocabulary, prefixes longer than the context.
     """
+    if model.samples_itself:
+        return model.next_log_probs(prefixes)
     model.require("next_log_probs")
     given = prompt_lists(model, prefixes)
     out = np.empty((len(given), model.vocab_size))
