@@ -169,21 +169,21 @@ class Nervous(GrammarModel):
     rows_at_once = 8
 
     def start(self, prompts):
-        if len(prompts) > self.room:
+        if len(prompts) > self.space:
             raise torch.OutOfMemoryError("no room")
         return super().start(prompts)
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(grammar):
     small = Nervous(grammar.table, grammar.transition, eos_id=0)
-    small.room = 3
+    small.space = 3
     stream = Stream.of(0, "memory")
     same(
         sample(small, PROMPT, n=20, max_new_tokens=4, stream=stream),
         sample(grammar, PROMPT, n=20, max_new_tokens=4, stream=stream),
     )
     assert small.rows_at_once == 2
-    small.room = 0
+    small.space = 0
     with pytest.raises(DoesNotFit, match="single sequence; ask for fewer tokens"):
         sample(small, PROMPT, n=20, max_new_tokens=4, stream=stream)
 

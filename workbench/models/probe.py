@@ -11,6 +11,8 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from workbench.errors import LacksCapability, require_choice
 from workbench.models.answers import Choice, read_choice, usage
 from workbench.models.transport import Call, Fault, Reply
@@ -126,7 +128,8 @@ def _examined(
     def add(name: str, fields: dict[str, Any], *, text: Any = prompt, salt: int = 0) -> None:
         ask[name] = client.call(text, ("probe", salt), fields, api)
 
-    for at, seed in enumerate((_SEEDS[0], *_SEEDS)):
+    # Each seed twice: one pair alone agrees by chance too often.
+    for at, seed in enumerate(np.repeat(_SEEDS, 2).tolist()):
         add(f"seed{at}", plain | {"seed": seed}, salt=at)
     add("n", one | {"n": 2})
     for k in _MOST_TOP:
@@ -249,12 +252,13 @@ def _takes_ids(got: dict[str, Reply | Fault]) -> bool | None:
 
 
 def _seed(got: dict[str, Reply | Fault], choices: dict[str, Choice]) -> str | None:
-    if any(_told(got[f"seed{at}"]) is False for at in range(len(_SEEDS) + 1)):
+    names = [f"seed{at}" for at in range(2 * len(_SEEDS))]
+    if any(_told(got[name]) is False for name in names):
         return "refused"
-    texts = [choices[f"seed{at}"].text for at in range(len(_SEEDS) + 1) if f"seed{at}" in choices]
-    if len(texts) <= len(_SEEDS):
+    texts = [choices[name].text for name in names if name in choices]
+    if len(texts) < len(names):
         return None
-    if texts[0] != texts[1]:
+    if texts[::2] != texts[1::2]:
         return "ignored"
     return "honoured" if len(set(texts)) > 1 else None
 
