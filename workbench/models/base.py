@@ -97,19 +97,22 @@ class Joined(Session):
 
     def select(self, rows: Any) -> Session:
         """`rows` must not go back from one part to an earlier one."""
-        given, at, kept = np.asarray(rows, dtype=np.int64), 0, []
-        part_of = np.repeat(np.arange(len(self.parts)), [part.n for part in self.parts])[given]
-        if (np.diff(part_of) < 0).any():
-            raise refuse("rows", "out of order", "take joined sessions one after another", "sort the rows")
-        for i, part in enumerate(self.parts):
-            chosen = given[part_of == i] - at
-            if len(chosen):
-                kept.append(part.select(chosen))
-            at += part.n
+        chosen = rows_by_part(rows, [part.n for part in self.parts])
+        kept = [part.select(own) for part, own in zip(self.parts, chosen, strict=True) if len(own)]
         return kept[0] if len(kept) == 1 else Joined(kept)
 
     def join(self, other: Session) -> Session:
         return Joined((*self.parts, other))
+
+
+def rows_by_part(rows: Any, sizes: Sequence[int]) -> list[np.ndarray]:
+    """`rows` of parts that stand one after another, as each part's own rows; they must not go back to an earlier one."""
+    given = np.asarray(rows, dtype=np.int64)
+    part_of = np.repeat(np.arange(len(sizes)), sizes)[given]
+    if (np.diff(part_of) < 0).any():
+        raise refuse("rows", "out of order", "take joined sessions one after another", "sort the rows")
+    starts = np.cumsum(sizes) - sizes
+    return [given[part_of == i] - start for i, start in enumerate(starts)]
 
 
 class LanguageModel:

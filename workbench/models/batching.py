@@ -57,7 +57,7 @@ class Output:
         self.recorded[rows, steps] = values
 
     def forget(self, rows: np.ndarray) -> None:
-        self.tokens[rows] = -1
+        self.tokens[rows], self.reasons[rows] = -1, "length"
         for values in (*self.scores, *([] if self.recorded is None else [self.recorded])):
             values[rows] = 0
 
@@ -181,7 +181,6 @@ class Task:
             flight = None
             state.clear()
             self.out.forget(np.array(again))
-            self.out.reasons[again] = "length"
             make_smaller(self.models, len(again))
             waiting.extend(reversed(again))
         return self.out

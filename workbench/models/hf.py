@@ -35,6 +35,7 @@ from workbench.models.base import (
     on_one_thread,
     one_length,
     prompt_lists,
+    rows_by_part,
 )
 from workbench.models.decoder import TOKENS_READ, Changes, Decoder, Segment, suits
 from workbench.models.memory import free_memory
@@ -302,16 +303,13 @@ class DecoderSession(Session):
 
     def select(self, rows: Any) -> DecoderSession:
         given = np.asarray(rows, dtype=np.int64)
-        part_of = np.repeat(np.arange(len(self.segments)), [segment.rows for segment in self.segments])[given]
-        if (np.diff(part_of) < 0).any():
-            raise refuse("rows", "out of order", "take joined sessions one after another", "sort the rows")
-        kept, at = [], 0
+        chosen = rows_by_part(given, [segment.rows for segment in self.segments])
         with torch.inference_mode():
-            for i, segment in enumerate(self.segments):
-                chosen = given[part_of == i] - at
-                if len(chosen):
-                    kept.append(segment.select(chosen, self.decoder.quantum))
-                at += segment.rows
+            kept = [
+                segment.select(own, self.decoder.quantum)
+                for segment, own in zip(self.segments, chosen, strict=True)
+                if len(own)
+            ]
             logits = self._logits[torch.as_tensor(given, device=self._logits.device)]
         return DecoderSession(self.model, self.decoder, kept, logits)
 
