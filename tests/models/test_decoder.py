@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from tests.models.conftest import network
 from workbench import Meter, Stream
-from workbench.models import Steering, graphs, load, next_log_probs, sample, sample_in_step, score
-from workbench.models import decoder as decoder_module
-from workbench.models.decoder import BLOCK, SHARED_FROM, Decoder, row_quantum, suits
+from workbench.models import Steering, graphs, load, next_log_probs, products, sample, sample_in_step, score
+from workbench.models.decoder import SHARED_FROM, Decoder, suits
 from workbench.models.hf import HFModel
+from workbench.models.products import BLOCK, row_quantum
 
 COMMON = {"vocab_size": 50, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
 SHAPE = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "max_position_embeddings": 256}
@@ -65,10 +65,27 @@ def make(kind: str) -> HFModel:
     return HFModel(made, None, kind)
 
 
-@pytest.fixture(scope="module", params=sorted(NETWORKS))
+WAYS = ("packed", "plain products", "float64")
+
+
+@pytest.fixture(scope="module", params=[(kind, way) for kind in sorted(NETWORKS) for way in WAYS])
 def any_model(request):
-    model = make(request.param)
-    assert model.decoder is not None
+    return make_by(*request.param)
+
+
+def make_by(kind, way):
+    model = make(kind)
+    if way == "plain products":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(products, "LARGEST", 0)
+            model = make(kind)
+    elif way == "float64":
+        model = HFModel(model.network.double(), None, kind)
+    if way == "float64":
+        assert model.decoder.by_rows is None
+    else:
+        kind = products.Packed if way == "packed" else products.Plain
+        assert isinstance(model.decoder.by_rows.head, kind)
     return model
 
 
@@ -158,9 +175,10 @@ def test_another_process_draws_the_same_bits_whatever_its_threads():
 
 
 def test_where_widths_disagree_products_run_in_blocks_of_one_width(monkeypatch):
-    monkeypatch.setattr(decoder_module, "row_quantum", lambda weights: None)
+    monkeypatch.setattr(products, "LARGEST", 0)
+    monkeypatch.setattr(products, "row_quantum", lambda weights: None)
     model = make("qwen3")
-    assert (model.decoder.block, model.decoder.quantum) == (BLOCK, BLOCK)
+    assert model.decoder.by_rows.head.block == BLOCK
     drawn = sample(model, LONG, n=21, max_new_tokens=6, stream=Stream.of(0, "blocks"))
     np.testing.assert_allclose(
         np.concatenate([row[:n] for row, n in zip(drawn.log_probs, drawn.lengths, strict=True)]),
@@ -230,7 +248,7 @@ def test_other_kinds_and_windows_that_bind_go_by_their_own_forward_pass():
     window = MistralConfig(**COMMON, **SHAPE, num_attention_heads=4, num_key_value_heads=2, sliding_window=16)
     assert not suits(MistralForCausalLM(window))
     assert suits(network("llama"))
-    assert Decoder(network("llama")).block is None
+    assert Decoder(network("llama").double()).block is None
 
 
 def test_every_weight_of_mild_proposals_has_mean_one():
@@ -287,7 +305,7 @@ def test_contrastive_decoding_is_the_law_that_it_says():
 @pytest.mark.parametrize("prompt", [SHORT, LONG])
 def test_the_step_that_cuda_graphs_capture_is_the_step(any_model, prompt):
     """Run here without a graph, on the CPU: shapes that do not change, what lies ahead masked."""
-    decoder = any_model.decoder
+    decoder = make_by(any_model.name, "float64").decoder
     tokens = torch.as_tensor(np.random.default_rng(0).integers(1, 50, size=(45, 11)))
     start = torch.tensor([prompt])
     with torch.inference_mode():

@@ -2,10 +2,10 @@
 
 Does: reads prompts once each and shares their keys and values among the samples of a prompt, appends to a cache that
 is never copied, and steers in passing. Rows that began at different times go through the matrix products together.
-A row's numbers do not depend on its neighbours (CPU): every attention product has a shape that the row's own history
-decides (prefix products go in blocks of `BLOCK` rows of one prompt, the rest row by row), and the matrix products run
-at widths that were checked on this machine to give a row the same bits at every width (`row_quantum`), or else in
-blocks of one fixed width.
+A row's numbers do not depend on its neighbours (CPU): float32 goes row by row (`rows`). In other dtypes every attention
+product has a shape that the row's own history decides (prefix products go in blocks of rows of one prompt, the rest row
+by row), and the matrix products run at widths that were checked on this machine to give a row the same bits at every
+width (`row_quantum`), or else in blocks of one fixed width.
 Does not: know other shapes than Llama, Mistral, Qwen2 and Qwen3 (`suits`); `hf` runs those through their own forward.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,18 +21,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from workbench.models import graphs
+from workbench.models.products import BLOCK, choose, row_quantum
+from workbench.models.rows import RowNetwork
+from workbench.models.segments import FIRST_CAPACITY, Segment, Shared, SharedByRow, filled_up, with_room
 
-BLOCK = 8
-"""Rows of one prompt that meet its shared keys in one product."""
 SHARED_FROM = 48
 """Tokens of a prompt from which its rows share its keys; below, sharing costs more than it saves."""
 _KINDS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _ROPES = ("default", "linear", "llama3", "yarn")
 TOKENS_READ = 8192
 """Tokens of prompts that are read in one pass."""
-_FIRST_CAPACITY = 32
 _QUERIES = 256
 
+Attend = Callable[[Any], Any]
+"""The queries, keys and values of a part's rows (rows, heads + 2 kv heads, head width) -> (rows, heads * head width).
+Tensors, turned to their positions; where the network goes by rows, arrays, not turned yet."""
 Change = Callable[[torch.Tensor], torch.Tensor]
 Changes = dict[tuple[str, int], list[Change]]
 """What steering does, by named point and layer: ("layer_input" | "attention_output" | "mlp_output", layer)."""
@@ -79,114 +81,6 @@ class _Layer:
     down_bias: torch.Tensor | None
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """Prompts' keys and values that rows share in blocks of up to `BLOCK` rows of one prompt.
-
-    caches: by layer, (2, blocks, kv heads, prompt tokens, head width). prompt_of (blocks,): a block's prompt.
-    place (width,): where a row stands among the blocks' places, and source (blocks * BLOCK,): the row at each place
-    (any of the block where there is none); both None for row r at place r.
-    """
-
-    caches: list[torch.Tensor]
-    prompt_of: np.ndarray
-    place: torch.Tensor | None
-    source: torch.Tensor | None
-
-    @classmethod
-    def of(cls, caches: list[torch.Tensor], old_block: np.ndarray, prompt_of_row: np.ndarray) -> _Shared:
-        """Rows with the prompts `prompt_of_row`, which stand in block `old_block` (of each row) of the given caches."""
-        order = np.argsort(prompt_of_row, kind="stable")
-        prompts, first, count = np.unique(prompt_of_row[order], return_index=True, return_counts=True)
-        blocks = -(-count // BLOCK)
-        offset = np.concatenate([[0], np.cumsum(blocks)[:-1]])
-        of_prompt = np.repeat(np.arange(len(prompts)), count)
-        place = np.empty(len(order), dtype=np.int64)
-        place[order] = offset[of_prompt] * BLOCK + np.arange(len(order)) - first[of_prompt]
-        source = np.repeat(order[first], blocks * BLOCK)
-        source[place] = np.arange(len(place))
-        device = caches[0].device
-        taken = torch.as_tensor(np.repeat(old_block[order[first]], blocks), device=device)
-        identity = len(place) == len(source) and bool((place == source).all())
-        return cls(
-            [cache.index_select(1, taken) for cache in caches],
-            np.repeat(prompts, blocks),
-            None if identity else torch.as_tensor(place, device=device),
-            None if identity else torch.as_tensor(source, device=device),
-        )
-
-    def by_block(self, values: torch.Tensor, kv: int) -> torch.Tensor:
-        """(width, heads, n) as (blocks * kv heads, BLOCK * group, n)."""
-        if self.source is not None:
-            values = values.index_select(0, self.source)
-        n = values.shape[-1]
-        values = values.reshape(len(self.prompt_of), BLOCK, kv, -1, n).transpose(1, 2)
-        return values.reshape(len(self.prompt_of) * kv, -1, n)
-
-    def by_row(self, values: torch.Tensor, kv: int) -> torch.Tensor:
-        """The way back."""
-        blocks, n = len(self.prompt_of), values.shape[-1]
-        values = values.view(blocks, kv, BLOCK, -1, n).transpose(1, 2).reshape(blocks * BLOCK, -1, n)
-        return values if self.place is None else values.index_select(0, self.place)
-
-    def select(self, rows: np.ndarray) -> _Shared:
-        places = rows if self.place is None else self.place.cpu().numpy()[rows]
-        return _Shared.of(self.caches, places // BLOCK, self.prompt_of[places // BLOCK])
-
-
-@dataclass
-class Segment:
-    """Rows whose prompts have one length and that have read equally many tokens since.
-
-    `rows` of them count; the caches have `width` rows, filled up by the last one to a width that products may have.
-    shared: the prompts' keys and values; None for prompts shorter than `SHARED_FROM`, whose rows keep their own.
-    own: by layer, (2, width * kv heads, capacity, head width), a row's own keys and values, of which `held` hold.
-    """
-
-    rows: int
-    width: int
-    prompt_length: int
-    shared: _Shared | None
-    own: list[torch.Tensor]
-    held: int
-    graph: Any = None
-
-    def __post_init__(self) -> None:
-        at = np.minimum(np.arange(self.width), self.rows - 1)
-        self.filling = None if self.rows == self.width else torch.as_tensor(at, device=self.own[0].device)
-
-    @property
-    def position(self) -> int:
-        return self.held if self.shared is None else self.prompt_length + self.held
-
-    def select(self, rows: np.ndarray, quantum: int) -> Segment:
-        """The segment of `rows` of this one, repeats allowed; this one stays as it is."""
-        filled = _filled_up(rows, quantum)
-        taken = torch.as_tensor(filled, device=self.own[0].device)
-        shared = None if self.shared is None else self.shared.select(filled)
-        own = [cache.unflatten(1, (self.width, -1)).index_select(1, taken).flatten(1, 2) for cache in self.own]
-        return Segment(len(rows), len(filled), self.prompt_length, shared, own, self.held)
-
-    def make_room(self) -> None:
-        """Room for one more token, by doubling."""
-        if self.held == self.own[0].shape[2]:
-            self.graph = None
-            self.own = [_with_room(cache, self.held) for cache in self.own]
-
-
-def _with_room(cache: torch.Tensor, more: int) -> torch.Tensor:
-    """The cache (..., held, width) with room for `more`; what is there before it is written is never read, save by
-    CUDA graphs, which want it to be numbers."""
-    make = cache.new_zeros if cache.is_cuda else cache.new_empty
-    wider = make(*cache.shape[:-2], cache.shape[-2] + more, cache.shape[-1])
-    wider[..., : cache.shape[-2], :] = cache
-    return wider
-
-
-def _filled_up(rows: np.ndarray, quantum: int) -> np.ndarray:
-    return rows[np.minimum(np.arange(-(-len(rows) // quantum) * quantum), len(rows) - 1)]
-
-
 class Decoder:
     """The network's own weights, laid side by side so that one product does the work of three.
 
@@ -205,21 +99,27 @@ class Decoder:
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         # The scale of the scores goes into the queries' rotation.
         self.scale = torch.ones(self.heads + self.kv_heads, 1, dtype=self.dtype, device=self.device)
-        self.scale[: self.heads] = float(first.scaling)
+        self.query_scale = float(first.scaling)
+        self.scale[: self.heads] = self.query_scale
         self.eps = float(config.rms_norm_eps)
-        self._eps = torch.tensor(self.eps, dtype=self.dtype, device=self.device)
-        self._share = torch.tensor(1.0 / config.hidden_size, dtype=self.dtype, device=self.device)
         self.layers = [_joined(layer) for layer in network.model.layers]
         self.norm = network.model.norm.weight
         self.head, self.head_bias = network.lm_head.weight, network.lm_head.bias
         self._cos = self._sin = torch.empty(0, device=self.device)
         self.graphs = self.device.type == "cuda"
+        self.first_capacity = 32 if self.graphs else FIRST_CAPACITY
+        self.by_rows: RowNetwork | None = None
         self.quantum, self.block = (1, None) if block is None else (block, block)
-        if self.device.type == "cpu" and block is None:
+        if self.device.type == "cpu":
             layer = self.layers[0]
+            weights = [layer.qkv, layer.out, layer.gate_up, layer.down, self.head]
             with torch.inference_mode():
-                found = row_quantum([layer.qkv, layer.out, layer.gate_up, layer.down, self.head])
-            self.quantum, self.block = (found, None) if found else (BLOCK, BLOCK)
+                if self.dtype == torch.float32:
+                    self.quantum, self.block = 1, None
+                    self.by_rows = RowNetwork(self, choose(weights, sum(p.nbytes for p in network.parameters()), block))
+                elif block is None:
+                    found = row_quantum(weights)
+                    self.quantum, self.block = (found, None) if found else (BLOCK, BLOCK)
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -228,10 +128,14 @@ class Decoder:
     def current(self) -> Decoder:
         """This decoder, or a new one where the network has new weights: `network.to(...)` makes such."""
         joined = zip(self.network.model.layers, self.layers, strict=True)
-        if self.embedding.dtype == self.dtype and all(
-            layer.self_attn.q_proj.weight.data_ptr() == mine.qkv.data_ptr()
-            and layer.mlp.gate_proj.weight.data_ptr() == mine.gate_up.data_ptr()
-            for layer, mine in joined
+        if (
+            self.embedding.dtype == self.dtype
+            and all(
+                layer.self_attn.q_proj.weight.data_ptr() == mine.qkv.data_ptr()
+                and layer.mlp.gate_proj.weight.data_ptr() == mine.gate_up.data_ptr()
+                for layer, mine in joined
+            )
+            and (self.by_rows is None or self.by_rows.up_to_date())
         ):
             return self
         return Decoder(self.network, self.given_block)
@@ -242,15 +146,18 @@ class Decoder:
         hidden, caches = zip(*(self.read(chunk, changes) for chunk in chunks), strict=True)
         logits = self.logits(torch.cat([h[:, -1] for h in hidden]))
         prefixes = [torch.cat(of_layer, dim=1) for of_layer in zip(*caches, strict=True)]
-        length, filled = prompts.shape[1], _filled_up(rows, self.quantum)
-        if length < SHARED_FROM:
+        length, filled = prompts.shape[1], filled_up(rows, self.quantum)
+        if self.by_rows is None and length < SHARED_FROM:
             taken = torch.as_tensor(filled, device=self.device)
-            own = [_with_room(prefix[:, taken].flatten(1, 2), _FIRST_CAPACITY) for prefix in prefixes]
+            own = [with_room(prefix[:, taken].flatten(1, 2), self.first_capacity) for prefix in prefixes]
             segment = Segment(len(rows), len(filled), length, None, own, length)
         else:
-            shape = (2, len(filled) * self.kv_heads, _FIRST_CAPACITY, self.head_width)
-            own = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
-            segment = Segment(len(rows), len(filled), length, _Shared.of(prefixes, filled, filled), own, 0)
+            shape = (2, len(filled) * self.kv_heads, self.first_capacity, self.head_width)
+            make = torch.zeros if self.graphs else torch.empty
+            own = [make(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
+            by_rows = self.by_rows is not None
+            shared = SharedByRow(prefixes, filled) if by_rows else Shared.of(prefixes, filled, filled)
+            segment = Segment(len(rows), len(filled), length, shared, own, 0)
         return segment, logits[torch.as_tensor(rows, device=self.device)]
 
     def read(self, tokens: torch.Tensor, changes: Changes) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -260,15 +167,20 @@ class Decoder:
         rows = n * length
         caches: list[torch.Tensor] = []
 
-        def attend(qkv: torch.Tensor) -> torch.Tensor:
+        def attend(qkv: Any) -> Any:
+            if self.by_rows is not None:
+                qkv = torch.from_numpy(qkv)
+                _rotate(qkv[:, : self.heads + self.kv_heads], cos, sin)
             by_head = qkv[:rows].view(n, length, -1, self.head_width).transpose(1, 2)
             q, kv = by_head[:, : self.heads], by_head[:, self.heads :]
             caches.append(kv.unflatten(1, (2, self.kv_heads)).transpose(0, 1).contiguous())
-            mixed = _causal(q, *caches[-1])
-            return self._filled(mixed.transpose(1, 2).reshape(rows, -1))
+            mixed = self._filled(_causal(q, *caches[-1]).transpose(1, 2).reshape(rows, -1))
+            return mixed if self.by_rows is None else mixed.numpy()
 
         positions = torch.arange(length, device=self.device).repeat(n)
         flat = tokens.reshape(-1)
+        if self.by_rows is not None:
+            cos, sin = self._turns(positions, length)
         short = -rows % self.quantum
         if short:
             positions, flat = F.pad(positions, (0, short)), F.pad(flat, (0, short))
@@ -302,7 +214,7 @@ class Decoder:
         tokens: torch.Tensor,
         positions: torch.Tensor,
         reach: int,
-        attends: Sequence[tuple[int, Callable[[torch.Tensor], torch.Tensor]]],
+        attends: Sequence[tuple[int, Attend]],
         changes: Changes,
     ) -> torch.Tensor:
         """Logits (rows, V) of tokens (rows,) at positions (rows,) or (1,), all below `reach`; attends as in
@@ -314,6 +226,8 @@ class Decoder:
         return self._logits(self._filled(hidden))[: len(hidden)]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.by_rows is not None:
+            return torch.from_numpy(self.by_rows.head(hidden.numpy()))
         logits = self._linear(hidden, self.head, self.head_bias)
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -322,14 +236,14 @@ class Decoder:
         tokens: torch.Tensor,
         positions: torch.Tensor,
         reach: int,
-        attends: Sequence[tuple[int, Callable[[torch.Tensor], torch.Tensor]]],
+        attends: Sequence[tuple[int, Attend]],
         changes: Changes,
     ) -> torch.Tensor:
-        """Hidden states (rows, width) after the last norm. attends: a part's rows, and a function from their queries,
-        keys and values (rows, heads + 2 kv heads, head width), rotated, to (rows, heads * head width)."""
+        """Hidden states (rows, width) after the last norm. attends: how many rows a part has, and its attention."""
+        if self.by_rows is not None:
+            return torch.from_numpy(self.by_rows.forward(tokens.numpy(), attends, changes))
         heads, turned = self.heads, self.heads + self.kv_heads
-        cos, sin = self._rotation(reach)
-        cos, sin = cos[positions][:, None] * self.scale, sin[positions][:, None] * self.scale
+        cos, sin = self._turns(positions, reach)
         x = self.embedding[tokens]
         for i, layer in enumerate(self.layers):
             x = _changed(x, changes, "layer_input", i)
@@ -351,10 +265,15 @@ class Decoder:
             x = self._added(x, gated, layer.down, layer.down_bias, changes.get(("mlp_output", i)))
         return self._normed(x, self.norm)
 
-    def _attend_to(self, segment: Segment) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _attend_to(self, segment: Segment) -> Attend:
         """Attention of one token a row; the functions for all layers in turn."""
         segment.make_room()
-        return self._attend_alone(segment) if segment.shared is None else self._attend_shared(segment, segment.shared)
+        if self.by_rows is not None:
+            cos, sin = self._rotation(segment.position + 1)
+            return self.by_rows.attend_to(segment, cos[segment.position], sin[segment.position])
+        if isinstance(segment.shared, Shared):
+            return self._attend_shared(segment, segment.shared)
+        return self._attend_alone(segment)
 
     def _attend_alone(self, segment: Segment) -> Callable[[torch.Tensor], torch.Tensor]:
         """To what each row has read."""
@@ -371,7 +290,7 @@ class Decoder:
 
         return attend
 
-    def _attend_shared(self, segment: Segment, shared: _Shared) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _attend_shared(self, segment: Segment, shared: Shared) -> Callable[[torch.Tensor], torch.Tensor]:
         """To the prompts, shared in blocks, and to what each row has read since."""
         width, t, kv, d = segment.width, segment.held, self.kv_heads, self.head_width
         heads, group, length = self.heads, self.heads // kv, segment.prompt_length
@@ -393,11 +312,7 @@ class Decoder:
         return attend
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        if x.dtype != torch.float32 or x.device.type != "cpu":
-            return F.rms_norm(x, weight.shape, weight, self.eps)
-        # torch's own takes twice as long on narrow float32 rows of the CPU.
-        scale = torch.addcmul(self._eps, (x * x).sum(dim=-1, keepdim=True), self._share).rsqrt_()
-        return (x * scale).mul_(weight)
+        return F.rms_norm(x, weight.shape, weight, self.eps)
 
     def _added(
         self,
@@ -425,6 +340,11 @@ class Decoder:
             return F.linear(x, weight, bias)
         return torch.cat([F.linear(part, weight, bias) for part in x.split(self.block)])
 
+    def _turns(self, positions: torch.Tensor, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin (positions, heads + kv heads, head width), the scores' scale in them."""
+        cos, sin = self._rotation(reach)
+        return cos[positions][:, None] * self.scale, sin[positions][:, None] * self.scale
+
     def _rotation(self, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin (positions, head width) for at least `reach` positions, the sign of the rotation in the sin."""
         if len(self._cos) < reach:
@@ -434,49 +354,6 @@ class Decoder:
             half = self.head_width // 2
             self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
         return self._cos, self._sin
-
-
-def row_quantum(weights: Sequence[torch.Tensor]) -> int | None:
-    """The smallest q of 4, 8 and 16 for which `linear` on this machine gives a row the same bits at every tried width
-    that is a multiple of q, on one thread and on all; None where there is none.
-
-    The order in which a product adds does not depend on its numbers, so one try on random ones settles a width.
-    """
-    threads = torch.get_num_threads()
-    shapes = tuple(sorted({(weight.shape[1], weight.shape[0]) for weight in weights}))
-    return _row_quantum(shapes, weights[0].dtype, threads)
-
-
-@lru_cache
-def _row_quantum(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, threads: int) -> int | None:
-    generator = torch.Generator().manual_seed(0)
-    tries = []
-    for inner, outer in shapes:
-        # A slice of a wide product is a product of its own; the remainder keeps its edge.
-        outer = min(outer, 256 + outer % 64)
-        weight = torch.randn(outer, inner, generator=generator).to(dtype)
-        tries.append((weight, torch.randn(1040, inner, generator=generator).to(dtype)))
-    try:
-        for quantum in (4, 8, 16):
-            agree = (_same_bits(w, rows, quantum, count) for w, rows in tries for count in {1, threads})
-            if all(agree):
-                return quantum
-    finally:
-        torch.set_num_threads(threads)
-    return None
-
-
-def _same_bits(weight: torch.Tensor, rows: torch.Tensor, quantum: int, threads: int) -> bool:
-    torch.set_num_threads(threads)
-    start = rows @ weight.t() * 0.5
-    whole, added = F.linear(rows, weight), torch.addmm(start, rows, weight.t())
-    for times in (1, 2, 3, 5, 7, 8, 16, 31, 64):
-        part = slice(16, 16 + quantum * times)
-        if not torch.equal(F.linear(rows[part], weight), whole[part]):
-            return False
-        if not torch.equal(torch.addmm(start[part], rows[part], weight.t()), added[part]):
-            return False
-    return True
 
 
 def _linear_parts(layer: Any) -> tuple[Any, ...]:

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from workbench.models.segments import Shared
+
 if TYPE_CHECKING:
-    from workbench.models.decoder import Changes, Decoder, Segment
+    from workbench.models.decoder import Changes, Decoder
+    from workbench.models.segments import Segment
 
 _WARM_UP = 2
 
@@ -77,7 +80,7 @@ def attend_statically(decoder: Decoder, segment: Segment, held: torch.Tensor) ->
         own.index_copy_(2, held, new)
         q = qkv[:, :heads].reshape(width * kv, -1, d)
         keys, values = own.unbind()
-        if shared is None:
+        if not isinstance(shared, Shared):
             mixed = F.scaled_dot_product_attention(
                 q.view(width, kv, -1, d),
                 keys.view(width, kv, capacity, d),

@@ -37,8 +37,9 @@ from workbench.models.base import (
     prompt_lists,
     rows_by_part,
 )
-from workbench.models.decoder import TOKENS_READ, Changes, Decoder, Segment, suits
+from workbench.models.decoder import TOKENS_READ, Changes, Decoder, suits
 from workbench.models.memory import free_memory
+from workbench.models.segments import Segment
 from workbench.models.steering import Steering, active, change_of, check_steering, decoder_layers, recording
 
 MICRO_BATCH = 32
@@ -181,11 +182,12 @@ class HFModel(LanguageModel):
         row_of = np.array([number.setdefault(prompt.tobytes(), len(number)) for prompt in given])
         distinct = given[np.unique(row_of, return_index=True)[1]]
         self.charge_read(given.size, calls=len(given))
-        if self.decoder is not None:
+        decoder = self.decoder
+        if decoder is not None:
             tokens = torch.as_tensor(distinct, device=self.device)
             with torch.inference_mode():
-                segment, logits = self.decoder.start(tokens, row_of, self.changes)
-            return DecoderSession(self, self.decoder, [segment], logits)
+                segment, logits = decoder.start(tokens, row_of, self.changes)
+            return DecoderSession(self, decoder, [segment], logits)
         caches, laws = [], []
         prefill_width, width, rows = self._sizes.prefill_width, self.micro_batch, row_of
         for block in _blocks(distinct, prefill_width):
@@ -216,7 +218,8 @@ class HFModel(LanguageModel):
 
     def _logits_from(self, sequences: np.ndarray, first: int) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
         """Logits (rows, length - first, V) of the tokens from position `first` on, and their sequences, in parts."""
-        if self.decoder is None:
+        decoder = self.decoder
+        if decoder is None:
             for block in _blocks(sequences, self.micro_batch):
                 yield self.forward(block[:, :-1], keep=sequences.shape[1] - first).logits, block
             return
@@ -224,8 +227,8 @@ class HFModel(LanguageModel):
         for part in (sequences[at : at + n] for at in range(0, len(sequences), n)):
             with torch.inference_mode(), on_one_thread(not self.gains_from_threads(part.size)):
                 tokens = torch.as_tensor(part[:, :-1], device=self.device)
-                hidden = self.decoder.read(tokens, self.changes)[0][:, first - 1 :]
-                logits = self.decoder.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+                hidden = decoder.read(tokens, self.changes)[0][:, first - 1 :]
+                logits = decoder.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
             yield logits, part
 
     def hidden_states(self, prompts: Any, layer: int) -> np.ndarray:

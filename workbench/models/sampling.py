@@ -242,7 +242,8 @@ def sample_mixture(
         if not mixing.any():
             return log_p
         share = torch.as_tensor(_of_rows("mixture", mixtures, rows)).to(log_p)[:, None]
-        mixed = torch.logaddexp(torch.log1p(-share) + laws[1], torch.log(share) + log_p)
+        # Not logaddexp, whose last bits move on the CPU with where a number stands in its tensor.
+        mixed = torch.logsumexp(torch.stack([torch.log1p(-share) + laws[1], torch.log(share) + log_p]), dim=0)
         return (
             mixed if mixing.all() else torch.where(torch.as_tensor(mixing, device=log_p.device)[:, None], mixed, log_p)
         )
