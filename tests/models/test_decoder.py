@@ -236,6 +236,17 @@ def test_weights_changed_in_place_or_replaced_are_the_ones_used():
     np.testing.assert_allclose(next_log_probs(model, SHORT), plain(model, [SHORT])[:, -1], atol=1e-12)
 
 
+def test_views_and_second_models_of_a_network_share_its_joined_weights():
+    model = make("llama, grouped queries, biases")
+    view, second = model.steered(Steering(np.ones(48), 1.0, "add", 1)), HFModel(model.network, None, "second")
+    assert view.decoder is model.decoder
+    assert second.decoder.layers[0].qkv.data_ptr() == model.decoder.layers[0].qkv.data_ptr()
+    for other in (model, view, second, model):
+        made = other.decoder
+        other.start([SHORT])
+        assert other.decoder is made
+
+
 def test_joined_weights_are_saved_whole(tmp_path):
     model = make("qwen3")
     model.network.save_pretrained(tmp_path)

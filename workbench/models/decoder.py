@@ -395,13 +395,27 @@ def _join(parts: Iterable[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None
         if own[0] is None:
             joined.append(None)
             continue
-        whole = torch.cat([parameter.data for parameter in own])
-        for parameter, view in zip(own, whole.split([len(parameter) for parameter in own]), strict=True):
-            parameter.data = view
+        sizes = [len(parameter) for parameter in own]
+        whole = _joined_before([parameter.data for parameter in own])
+        if whole is None:
+            whole = torch.cat([parameter.data for parameter in own])
+            for parameter, view in zip(own, whole.split(sizes), strict=True):
+                parameter.data = view
         joined.append(whole)
     weight, bias = joined
     assert weight is not None
     return weight, bias
+
+
+def _joined_before(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The tensor that another decoder of the network made of the parts; None where there is none."""
+    first, rows = parts[0], sum(len(part) for part in parts)
+    if first.untyped_storage().nbytes() < (first.storage_offset() + rows * first.stride(0)) * first.itemsize:
+        return None
+    whole = first.as_strided((rows, *first.shape[1:]), first.stride())
+    views = whole.split([len(part) for part in parts])
+    same = all(v.data_ptr() == p.data_ptr() and v.stride() == p.stride() for v, p in zip(views, parts, strict=True))
+    return whole if same else None
 
 
 def _causal(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -154,7 +154,8 @@ class HFModel(LanguageModel):
     def steered(self, steering: Steering) -> HFModel:
         """A view with `steering` on top of what this one has; the weights are shared."""
         check_steering(steering, self.layers, self.width)
-        view = copy.copy(self)
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
         view.steerings = (*self.steerings, steering)
         view.changes = {point: list(changes) for point, changes in self.changes.items()}
         view._add_changes(steering)
