@@ -5,12 +5,13 @@ SCALE ?= quick
 SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: help setup reproduce control test lint lab bench lock clean
+.PHONY: help setup reproduce control test notebooks lint lab bench lock clean
 
 help:
 	@echo "make reproduce [PAPERS=\"saber batch-pi\"] [SCALE=quick] [SEED=0]   run the papers and print their claims"
 	@echo "make control   [PAPERS=...]   the same with each method switched off: claims must fail"
 	@echo "make test      run all tests      make lint   style, types, layers"
+	@echo "make notebooks each claim of each notebook as a test"
 	@echo "make lab       open JupyterLab    make bench  run the benchmarks"
 	@echo "make setup     .venv and the workbench command    make lock   pin versions anew    make clean"
 
@@ -25,6 +26,9 @@ control: setup
 
 test: setup
 	@$(BIN)/python -m pytest -n 2
+
+notebooks: setup
+	@$(BIN)/python -m pytest -n 2 notebooks
 
 lint: setup
 	@$(BIN)/ruff check .

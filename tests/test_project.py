@@ -79,6 +79,7 @@ CI = (ROOT / ".ci" / "run").read_text()
 # Commands that would nest this very test run, need a desk with a person, or a tool from outside.
 ELSEWHERE = {
     "make test",
+    "make notebooks",
     "make lab",
     "conda env create -f environment.yml && conda activate workbench",
     "git clone <this repository> && cd workbench",
@@ -136,40 +137,6 @@ def test_nothing_of_a_private_machine_is_committed():
         if name and path.suffix in {".py", ".md", ".toml", ".ipynb", ".yml", ".json", ".cff", ""} and path.is_file():
             text = path.read_text(encoding="utf-8", errors="ignore")
             assert not re.search(r"/(root|home/\w+|work)/[\w.]", text), f"{name} holds a path of somebody's machine"
-
-
-def test_notebooks_are_stored_without_outputs_and_call_the_package():
-    import ast
-
-    import nbformat
-
-    for path in (ROOT / "notebooks").glob("*/*.ipynb"):
-        notebook = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)
-        for cell in notebook.cells:
-            if cell.cell_type != "code":
-                continue
-            assert not cell.outputs and cell.execution_count is None, f"{path.name} holds outputs"
-            for node in ast.walk(ast.parse(cell.source)):
-                if isinstance(node, ast.FunctionDef):
-                    assert node.end_lineno - node.lineno < 6, f"{path.name}: move {node.name} into the package"
-
-
-def test_notebooks_measure_each_claim_that_needs_no_gpu_and_none_besides():
-    import nbformat
-
-    from workbench.papers import all_papers
-
-    for paper in all_papers().values():
-        if paper.status != "ready":
-            continue
-        source = "\n".join(
-            cell.source for cell in nbformat.read(paper.notebook, as_version=4).cells if cell.cell_type == "code"
-        )
-        named = set(re.findall(r"""["'](C\d+[a-z]?)["']""", source))
-        measured = set(re.findall(r"""measure\(\s*["']([^"']+)["']""", source))
-        assert {claim.id for claim in paper.claims if claim.mode != "gpu"} <= named, paper.slug
-        assert measured <= {claim.id for claim in paper.claims}, paper.slug
 
 
 def test_setup_does_nothing_when_nothing_changed_and_says_what_is_wrong(tmp_path):

@@ -4,19 +4,19 @@ expected; 2 the command's words or its input were wrong; 130 interrupted."""
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
-from workbench.errors import WorkbenchError, refuse, require_choice, require_integer
-from workbench.papers import FAMILIES, SCALES, VERDICTS, Paper, all_papers, find_paper
+from workbench.commands.report import gallery, report
+from workbench.commands.reproduce import open_console, plain, reproduce
+from workbench.commands.tidy import tidy
+from workbench.errors import WorkbenchError, refuse, require_choice
+from workbench.papers import FAMILIES, Paper, all_papers, find_paper
 from workbench.paths import datasets_folder
 
 app = typer.Typer(
@@ -32,10 +32,12 @@ models_app = typer.Typer(
     help="Language models: what there is, what it needs, how to rebuild it.",
 )
 app.add_typer(models_app, name="models")
+app.command()(reproduce)
+app.command()(report)
+app.command()(gallery)
+app.command()(tidy)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
-Out = Annotated[Path, typer.Option(help="Folder for the runs.")]
-_STYLES = {"reproduced": "green", "consistent": "yellow", "not reproduced": "red", "not run": "red", "needs gpu": "dim"}
 
 
 def main() -> None:
@@ -47,11 +49,6 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _console(**kwargs: Any) -> Console:
-    console = Console(**kwargs)
-    return console if console.is_terminal else Console(width=150, **kwargs)
 
 
 @app.command("list")
@@ -83,7 +80,7 @@ def list_papers(
             paper.title,
         )
         table.add_row(*cells, style=style)
-    console = _console()
+    console = open_console()
     console.print(table)
     ready = sum(paper.status == "ready" for paper in papers)
     console.print(
@@ -99,7 +96,7 @@ def show(slug: str, json_: JsonFlag = False) -> None:
     if json_:
         print(json.dumps(paper.summary_dict(), indent=1))
         return
-    console = _console()
+    console = open_console()
     console.print(f"[bold]{paper.title}[/bold]", highlight=False)
     console.print(paper.citation, paper.url, highlight=False, markup=False)
     console.print(paper.summary, highlight=False, markup=False)
@@ -135,155 +132,6 @@ def _where(paper: Paper) -> str:
     )
 
 
-@app.command()
-def reproduce(
-    slugs: Annotated[list[str] | None, typer.Argument(help="Papers by slug; default: all that are ready.")] = None,
-    scale: Annotated[str, typer.Option(help="quick | full | gpu")] = "quick",
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    control: Annotated[
-        bool, typer.Option("--control", help="Replace each method by its control; claims that have one must then fail.")
-    ] = False,
-    workers: Annotated[int | None, typer.Option(help="Notebooks at a time; default: one a core.")] = None,
-    out: Out = Path("runs"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the latest run, or with the one named by --run.")
-    ] = False,
-    run_id: Annotated[str, typer.Option("--run", help="The run that --resume takes up.")] = "latest",
-    json_: JsonFlag = False,
-) -> None:
-    """Run papers' notebooks and print each claim: the paper's figure, ours, the verdict."""
-    from workbench.reproduce.engine import execute, new_run, resume_run
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if workers is not None:
-        require_integer("--workers", workers, low=1, cure="leave it out for one notebook a core")
-    if resume:
-        if slugs or control or scale != "quick" or seed != 0:
-            raise WorkbenchError(
-                "--resume takes up an earlier run as it was asked for; leave out slugs, --scale, --seed and --control."
-            )
-        run = resume_run(out, run_id)
-    else:
-        require_choice("--scale", scale, SCALES)
-        run = new_run(slugs or [], scale=scale, seed=seed, control=control, out=out)
-    errors = _console(stderr=True)
-    with _Watch(errors, run) as watch:
-        execute(run, workers=workers, progress=watch.changed)
-    if json_:
-        print(json.dumps(run.claims, indent=1))
-    else:
-        _print_claims(run)
-    for sentence in run.trouble:
-        errors.print(f"workbench: {sentence}.", style="red", highlight=False, markup=False)
-    if run.interrupted:
-        done = sum(notebook.state == "done" for notebook in run.notebooks.values())
-        errors.print(
-            f"Interrupted with {done} of {len(run.slugs)} notebooks done; go on with: workbench reproduce --resume --run {run.id} --out {out}",
-            highlight=False,
-            markup=False,
-        )
-        raise typer.Exit(130)
-    for sentence in run.alarms:
-        errors.print(f"not as expected: {sentence}", style="red", highlight=False, markup=False)
-    if not json_:
-        errors.print(_summary(run), highlight=False, markup=False)
-    raise typer.Exit(1 if run.alarms or run.trouble else 0)
-
-
-class _Watch:
-    """Live progress: a table in a terminal, a line an event elsewhere. All on standard error."""
-
-    def __init__(self, console: Console, run: Any) -> None:
-        self.console, self.run = console, run
-        self._live = (
-            Live(get_renderable=self._table, console=console, refresh_per_second=4, transient=True)
-            if console.is_terminal
-            else None
-        )
-
-    def __enter__(self) -> _Watch:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._live:
-            self._live.stop()
-
-    def changed(self, slug: str, state: str) -> None:
-        if self._live:
-            return
-        notebook = self.run.notebooks[slug]
-        took = f" in {notebook.seconds:.0f} s" if state == "done" else ""
-        self.console.print(f"{slug}: {state}{took}", highlight=False, markup=False)
-
-    def _table(self) -> Table:
-        import time
-
-        now = time.strftime("%H:%M:%S")
-        table = Table(box=None, pad_edge=False, title=f"run {self.run.id}, {now}", title_justify="left")
-        for name in ("paper", "state", "seconds", "verdicts"):
-            table.add_column(name)
-        for slug, notebook in self.run.notebooks.items():
-            verdicts = [row["verdict"] for row in notebook.claims]
-            said = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-            table.add_row(slug, notebook.state, f"{notebook.seconds:.0f}" if notebook.seconds else "", said)
-        return table
-
-
-def _summary(run: Any) -> str:
-    verdicts = [row["verdict"] for row in run.claims]
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts)
-    state = "all as expected" if not run.alarms else f"{len(run.alarms)} not as expected"
-    papers = f"{len(run.slugs)} paper{'s' * (len(run.slugs) != 1)}"
-    return f"{len(run.claims)} claims of {papers}: {counts}; {state}. Report: {run.folder / 'report.html'}"
-
-
-def _print_claims(run: Any) -> None:
-    table = Table(
-        header_style="bold",
-        title=f"scale {run.scale}, seed {run.seed}{', control' if run.control else ''}",
-        title_justify="left",
-    )
-    table.add_column("paper", no_wrap=True)
-    table.add_column("claim", no_wrap=True)
-    table.add_column("the paper", max_width=34)
-    table.add_column("measured", max_width=34)
-    table.add_column("ours (interval)", no_wrap=True)
-    table.add_column("passes if", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("s", justify="right")
-    table.add_column("tokens", justify="right")
-    previous = None
-    for row in run.claims:
-        if previous not in (None, row["slug"]):
-            table.add_section()
-        ours = ""
-        if row["value"] is not None:
-            ours = f"{row['value']:.3g}" + (
-                f" ({row['low']:.3g} to {row['high']:.3g})" if row["low"] != row["high"] else ""
-            )
-        verdict = f"[{_STYLES[row['verdict']]}]{row['verdict']}[/]"
-        tokens = f"{row['tokens']:,}" if row["tokens"] else ""
-        cells = (
-            row["claim"],
-            _plain(row["paper"]),
-            _plain(row["measure"]),
-            ours,
-            _plain(row["passes"]),
-            verdict,
-            f"{row['seconds']:.1f}",
-            tokens,
-        )
-        table.add_row(row["slug"] if row["slug"] != previous else "", *cells)
-        previous = row["slug"]
-    _console().print(table)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
 @models_app.command("list")
 def models_list(json_: JsonFlag = False) -> None:
     """The embedded models, and how to name others."""
@@ -306,7 +154,7 @@ def models_list(json_: JsonFlag = False) -> None:
     table.add_column("what it is")
     for entry in found:
         table.add_row(entry["spec"], f"{entry['bytes'] / 1e6:.2f} MB", entry["summary"])
-    console = _console()
+    console = open_console()
     console.print(table)
     console.print(
         "Others: hf:<id or folder> for any Hugging Face causal language model with safetensors weights, "
@@ -384,14 +232,14 @@ def models_check(
     if json_:
         print(json.dumps(found, indent=1))
         return
-    console = _console()
+    console = open_console()
     console.print(model.describe(), highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("asked", "identical answers", "agreeing"):
         table.add_column(name)
     for row in found["rows"]:
         agreeing = f"{row['agree']:,} of {row['compared']:,} {row['unit']}"
-        table.add_row(_plain(row["what"]), f"{row['identical']} of {row['of']}", agreeing)
+        table.add_row(plain(row["what"]), f"{row['identical']} of {row['of']}", agreeing)
     console.print(table)
     said = ", ".join(f"{float(q):.0%} {value * 1000:.0f} ms" for q, value in found["latency"].items())
     console.print(f"latency at {concurrency} at a time, by quantile: {said}", highlight=False, markup=False)
@@ -411,7 +259,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), str(value))
-    _console().print(table)
+    open_console().print(table)
 
 
 @app.command()
@@ -428,6 +276,6 @@ def doctor(json_: JsonFlag = False) -> None:
             table.add_column(name)
         marks = {"ok": "[green]ok[/]", "missing": "[yellow]missing[/]", "broken": "[red]broken[/]"}
         for check in checks:
-            table.add_row(marks[check["state"]], check["what"], _plain(check["found"]), _plain(check["cure"]))
-        _console().print(table)
+            table.add_row(marks[check["state"]], check["what"], plain(check["found"]), plain(check["cure"]))
+        open_console().print(table)
     raise typer.Exit(1 if any(check["state"] == "broken" for check in checks) else 0)

@@ -7,12 +7,15 @@ runner of notebooks keeps it, a half-finished notebook included.
 from __future__ import annotations
 
 import html
+import os
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from workbench import reads
 from workbench.budget import Meter, Spend
 from workbench.errors import require_choice
 from workbench.papers import SCALES, Claim, Paper, check_measured, find_paper
+from workbench.paths import datasets_folder, home
 from workbench.streams import Stream
 
 CLAIM_MIME = "application/vnd.workbench.claim+json"
@@ -85,7 +88,8 @@ class Measured:
         )
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return {"text/plain": str(self), "text/html": self._repr_html_(), CLAIM_MIME: self.to_dict()}
+        record = self.to_dict() | {"reads": reads.seen(home())}
+        return {"text/plain": str(self), "text/html": self._repr_html_(), CLAIM_MIME: record}
 
 
 class Reproduction:
@@ -182,4 +186,7 @@ def show(thing: Any) -> None:
 def paper(slug: str, *, scale: str = "quick", seed: int = 0, control: bool = False) -> Reproduction:
     """Open a paper for measuring: the first call of every notebook."""
     require_choice("scale", scale, SCALES)
-    return Reproduction(find_paper(slug), scale, seed, bool(control))
+    found = find_paper(slug)
+    if os.environ.get("WORKBENCH_HEADLESS"):
+        reads.watch(datasets_folder(), found.path.parent)
+    return Reproduction(found, scale, seed, bool(control))

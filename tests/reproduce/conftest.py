@@ -34,6 +34,7 @@ status = "{status}"
 summary = "A small paper."
 """
 
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 OPEN = "import workbench as wb\npaper = wb.paper('{slug}', scale=scale, seed=seed, control=control)"
 
 
@@ -61,7 +62,7 @@ class Home:
         )
         toml = self.folder / "notebooks" / "conformal" / f"{slug}.toml"
         toml.write_text(HEAD.format(slug=slug, status=status) + claims)
-        notebook = nbformat.v4.new_notebook()
+        notebook = nbformat.v4.new_notebook(metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}})
         if parameters is not None:
             notebook.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
         notebook.cells.append(nbformat.v4.new_code_cell(OPEN.format(slug=slug)))
@@ -74,7 +75,8 @@ class Home:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"WORKBENCH_HOME": str(self.folder)}
+        # Ordinary kernels: a small notebook needs none of the imports that the others have done.
+        return {"WORKBENCH_KERNELS": "ordinary"} | os.environ | {"WORKBENCH_HOME": str(self.folder)}
 
     def run(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -86,9 +88,18 @@ class Home:
             cwd=cwd or self.folder,
         )
 
+    def runs(self, out: str = "runs") -> list[Path]:
+        """The folders of the runs, oldest first (what they keep for later runs is hidden beside them)."""
+        return sorted(record.parent for record in (self.folder / out).glob("*/run.json"))
+
     def claims(self, out: str = "runs") -> list[dict]:
-        [folder] = (self.folder / out).iterdir()
+        """The claims of the only run."""
+        [folder] = self.runs(out)
         return json.loads((folder / "claims.json").read_text())
+
+    def record(self, out: str = "runs") -> dict:
+        """run.json of the latest run."""
+        return json.loads((self.runs(out)[-1] / "run.json").read_text())
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ GOOD = [
     "from workbench.budget import charge\ncharge(tokens=40)",
     "paper.measure('C1', 1 if control else 5, interval=(0, 2) if control else (4, 6))",
 ]
+PARAMETERS = "scale = 'quick'\nseed = 0\ncontrol = False"
 KEYS = {
     "slug",
     "claim",
@@ -51,7 +52,7 @@ def test_claims_records_and_table(home):
     assert rows["alpha"] | {"seconds": 0} == rows["alpha"] | {
         "value": 5, "low": 4, "high": 6, "verdict": "reproduced", "expected": "reproduced", "seed": 7, "scale": "quick", "tokens": 40, "seconds": 0,
     }  # fmt: skip
-    [folder] = (home.folder / "runs").iterdir()
+    [folder] = home.runs()
     assert {path.name for path in folder.iterdir()} == {
         "alpha.ipynb",
         "alpha.html",
@@ -63,8 +64,8 @@ def test_claims_records_and_table(home):
     }
     record = json.loads((folder / "run.json").read_text())
     assert record["seed"] == 7 and record["versions"]["torch"] and record["notebooks"]["alpha"]["state"] == "done"
-    page = (folder / "report.html").read_text()
-    assert "alpha in small" in page and "5 (4 to 6)" in page and str(home.folder) not in page
+    index, page = ((folder / name).read_text() for name in ("report.html", "alpha.html"))
+    assert "alpha in small" in index and "5 (4 to 6)" in page and str(home.folder) not in index + page
 
 
 def test_json_prints_the_list_and_nothing_else(home):
@@ -224,16 +225,87 @@ def test_unknown_options_are_usage_errors(home):
     assert home.run("reprodoce").returncode == 2
 
 
-def test_a_notebook_without_parameters_is_refused_before_anything_runs(home):
+BAD = {
+    "no parameters cell": ("bare", None, "bare.ipynb has no cell tagged 'parameters'; tag exactly one cell"),
+    "a parameter missing": (
+        "lacking",
+        "scale = 'quick'\nseed = 0",
+        "lacking.ipynb does not set control; add the line control = False",
+    ),
+}
+
+
+def test_a_bad_notebook_fails_with_its_sentence_and_the_others_run(home):
     home.add("alpha", GOOD)
-    home.add("bare", GOOD, parameters=None)
+    for slug, parameters, _ in BAD.values():
+        home.add(slug, GOOD, parameters=parameters)
+    torn = home.add("torn", GOOD).with_suffix(".ipynb")
+    torn.write_text('{"cells": [')
+    kernelless = home.add("kernelless", GOOD).with_suffix(".ipynb")
+    kernelless.write_text(json.dumps(json.loads(kernelless.read_text()) | {"metadata": {}}))
+    home.add("gone", GOOD).with_suffix(".ipynb").unlink()
+    twice = home.add("doubled", GOOD)
+    twice.write_text(twice.read_text() + twice.read_text().split("\n\n")[-1])
     done = home.run("reproduce")
-    assert done.returncode == 2 and "bare.ipynb has no cell tagged 'parameters'" in done.stderr
-    home.add("bare", GOOD, parameters="scale = 'quick'\nseed = 0")
-    assert "does not set control" in home.run("reproduce").stderr
-    assert not (home.folder / "runs").exists()
-    (home.folder / "notebooks/conformal/bare.ipynb").write_text('{"cells": [')
-    assert "not a valid notebook" in home.run("reproduce").stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    for sentence in [
+        *(sentence for _, _, sentence in BAD.values()),
+        "torn.ipynb is not a valid notebook (JSONDecodeError); open it in JupyterLab and save it again",
+        "kernelless.ipynb names no kernel; choose Python 3 in JupyterLab, or run: workbench tidy",
+        "gone.ipynb can't be read (No such file or directory); restore it",
+        "doubled.toml: claim C1: id 'C1' is used twice; give each claim its own id",
+    ]:
+        assert sentence in done.stderr, sentence
+    states = {key: notebook["state"] for key, notebook in home.record()["notebooks"].items()}
+    failed = ("bare", "gone", "kernelless", "lacking", "torn")
+    assert states == {"alpha": "done"} | dict.fromkeys(failed, "failed")
+    assert {row["slug"]: row["verdict"] for row in home.claims()} == {"alpha": "reproduced"} | dict.fromkeys(
+        failed, "not run"
+    )
+
+
+def test_a_claim_measured_twice_must_have_one_value(home):
+    home.add("same", ["paper.measure('C1', 5, interval=(4, 6))"] * 2)
+    home.add("differs", [f"paper.measure('C1', {value}, interval=(4, 6))" for value in (5, 5.5)])
+    done = home.run("reproduce")
+    assert done.returncode == 1
+    assert "differs: the notebook failed (claim C1 was measured twice, as 5 and 5.5; measure it once" in done.stderr
+    assert {key: notebook["state"] for key, notebook in home.record()["notebooks"].items()} == {
+        "same": "done",
+        "differs": "failed",
+    }
+
+
+def test_other_parameters_are_set_and_unknown_ones_named(home):
+    home.add("alpha", ["paper.measure('C1', tries, interval=(tries, tries))"], parameters=PARAMETERS + "\ntries = 4")
+    home.add("beta", GOOD)
+    done = home.run("reproduce", "--set", "tries=7")
+    assert done.returncode == 1
+    assert "beta.ipynb has no parameter 'tries'; it has scale, seed, control" in done.stderr
+    assert {row["slug"]: row["value"] for row in home.claims()} == {"alpha": 7, "beta": None}
+    for setting, said in [("tries", "must read name=value"), ("seed=3", "can't set seed; use --seed")]:
+        refused = home.run("reproduce", "--set", setting)
+        assert refused.returncode == 2 and said in refused.stderr
+
+
+def test_records_that_cannot_be_taken_up_are_named(home):
+    home.add("alpha", ["1 / 0"])
+    assert home.run("reproduce").returncode == 1
+    [folder] = home.runs()
+    whole = (folder / "run.json").read_text()
+    for content, said in [
+        (whole[: len(whole) // 2], "can't be used (JSONDecodeError"),
+        (
+            whole.replace('"version": 2', '"version": 1'),
+            "was written by an older workbench (record version 1; this one",
+        ),
+        (whole.replace('"version": 2,', ""), "was written by an older workbench (record version 1; this one reads 2)"),
+        (whole.replace('"slugs"', '"slogs"'), "is incomplete (KeyError: 'slugs')"),
+    ]:
+        (folder / "run.json").write_text(content)
+        done = home.run("reproduce", "--resume")
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+        assert "run.json" in done.stderr and "start a new run with 'workbench reproduce'" in done.stderr
 
 
 def test_malformed_toml_names_file_key_and_cure(home):

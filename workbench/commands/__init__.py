@@ -1,0 +1,1 @@
+"""The command's larger parts, a file each; `workbench.cli` registers them."""
