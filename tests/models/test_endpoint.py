@@ -222,12 +222,13 @@ def test_an_estimate_is_replayed_from_its_transcript_to_the_last_bit(port, tmp_p
     def estimate(model):
         judge = lambda tokens: np.isin(tokens, [1]).any(axis=1)  # noqa: E731
         problem = ModelEvent(model, [8, 8, 8], judge, max_new_tokens=5, name="afar")
-        return run(problem, MonteCarlo(), Budget(tokens=2_000), seed=1, progress=False)
+        return run(problem, MonteCarlo(), Budget(samples=290), seed=1, progress=False)
 
     live = estimate(client(port, tmp_path / "t", tokenizer="embedded/codeword"))
     again = estimate(load(f"replay:{tmp_path / 't'}", tokenizer="embedded/codeword"))
     assert (live.value, live.low, live.high) == (again.value, again.low, again.high)
-    assert live.spend.tokens == again.spend.tokens >= 2_000
+    # A budget of samples: one of tokens also counts what the last batch overran, and the speed sizes batches.
+    assert live.spend.tokens == again.spend.tokens >= 1_500
 
 
 def test_the_default_transcript_is_in_the_runs_folder(port, tmp_path, monkeypatch):
