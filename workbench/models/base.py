@@ -34,7 +34,7 @@ _INSTEAD = {
 EXACT_REPLAY = "exact replay"
 SAME_IN_DISTRIBUTION = "same in distribution"
 
-_WORTH_THREADS = 2e8
+_WORTH_THREADS = 3e7
 """Operations of one pass from which a small model gains by more than one thread."""
 
 
