@@ -22,7 +22,7 @@ from torch import nn
 
 from workbench.models import graphs
 from workbench.models.products import BLOCK, choose, row_quantum
-from workbench.models.rows import RowNetwork
+from workbench.models.rows import Attend, RowNetwork
 from workbench.models.segments import FIRST_CAPACITY, Segment, Shared, SharedByRow, filled_up, with_room
 
 SHARED_FROM = 48
@@ -33,9 +33,6 @@ TOKENS_READ = 8192
 """Tokens of prompts that are read in one pass."""
 _QUERIES = 256
 
-Attend = Callable[[Any], Any]
-"""The queries, keys and values of a part's rows (rows, heads + 2 kv heads, head width) -> (rows, heads * head width).
-Tensors, turned to their positions; where the network goes by rows, arrays, not turned yet."""
 Change = Callable[[torch.Tensor], torch.Tensor]
 Changes = dict[tuple[str, int], list[Change]]
 """What steering does, by named point and layer: ("layer_input" | "attention_output" | "mlp_output", layer)."""

@@ -132,8 +132,9 @@ class _Layer:
     key_norm: torch.Tensor | None
 
 
-Attend = Callable[[np.ndarray], np.ndarray]
-"""(rows, heads + 2 kv heads, head width), not turned to their positions yet -> (rows, heads * head width)."""
+Attend = Callable[[Any], Any]
+"""The queries, keys and values of a part's rows (rows, heads + 2 kv heads, head width) -> (rows, heads * head width).
+Arrays, not turned to their positions yet; where `decoder` runs the network in torch, tensors, turned."""
 
 
 class RowNetwork:
