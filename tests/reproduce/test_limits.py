@@ -43,7 +43,7 @@ def run(tmp_path):
     return run
 
 
-def run_cells(folder: Path, name: str, cells, limits: Limits = Limits(), stop=None) -> Outcome:  # noqa: B008
+def run_cells(folder: Path, name: str, cells, limits: Limits = Limits(), stop=None, **more) -> Outcome:  # noqa: B008
     cell = nbformat.v4.new_code_cell
     parameters = cell("scale = ''\nseed = 1\ncontrol = None", metadata={"tags": ["parameters"]})
     notebook = nbformat.v4.new_notebook(cells=[parameters, *map(cell, cells)])
@@ -52,12 +52,26 @@ def run_cells(folder: Path, name: str, cells, limits: Limits = Limits(), stop=No
     nbformat.write(notebook, source)
     save_to = folder / "run" / f"{name}.ipynb"
     save_to.parent.mkdir(exist_ok=True)
-    return run_notebook(source, PARAMETERS, save_to, stop=stop, limits=limits)
+    return run_notebook(source, PARAMETERS, save_to, stop=stop, limits=limits, **more)
 
 
 def text(outcome: Outcome) -> str:
     outputs = [output for cell in outcome.notebook.cells for output in cell.get("outputs", [])]
     return "".join(output.get("text", "") for output in outputs)
+
+
+def test_a_claim_is_told_when_it_is_measured(tmp_path):
+    heard: list[tuple[dict, bool]] = []
+    more = tmp_path / "more"
+    show = f"from IPython.display import display\ndisplay({{{CLAIM_MIME!r}: {{'claim': 'C1'}}}}, raw=True)"
+    wait = f"import os, time\nwhile not os.path.exists({str(more)!r}): time.sleep(0.01)\nprint('ended')"
+
+    def claimed(record: dict) -> None:
+        heard.append((record, more.exists()))
+        more.touch()
+
+    done = run_cells(tmp_path, "n", (show, wait), limits=Limits(seconds=60), claimed=claimed)
+    assert heard == [({"claim": "C1"}, False)] and text(done) == "ended\n"
 
 
 def test_a_good_one_is_done_and_measured(run, tmp_path):

@@ -102,3 +102,15 @@ def test_the_table_fits_the_terminal_and_never_hides_what_failed(tmp_path):
     run.notebooks["p0"].state, run.notebooks["p0"].error = "failed", "it broke"
     text = shown(watch(run, terminal=True, height=15))
     assert len(text.splitlines()) <= 15 and "it broke" in text and "p89" in text and "89 of 98 done" in text
+
+
+def test_a_running_notebook_shows_what_it_has_measured_so_far(run):
+    seen = watch(run, terminal=True)
+    end(run, "alpha", 11, "reproduced")
+    run.notebooks["beta"].state, run.notebooks["beta"].why = "running", "--fresh"
+    seen.changed("beta", "running")
+    run.so_far["beta"] = [{"verdict": "not reproduced", "tokens": 34}]
+    text = shown(seen)
+    row = next(line for line in text.splitlines() if line.startswith("beta ") and "running" in line)
+    assert "1 not reproduced" in row and "34" in row
+    assert "1 reproduced, 1 not reproduced, 1,234 tokens" in text

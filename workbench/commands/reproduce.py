@@ -189,19 +189,25 @@ class Watch:
         for key, notebook in notebooks.items():
             if key in shown:
                 table.add_row(*self._row(key, notebook))
-        rows, eta = self.run.claims, self.seconds_left()
+        rows, eta = [row for key in notebooks for row in self._claims(key)], self.seconds_left()
         counts = [f"{states.count('running')} running", f"{states.count('done')} of {len(states)} done"]
         counts += [f"{states.count('failed')} failed"] * ("failed" in states)
         counts += [_verdicts(rows) or "no verdict yet", f"{sum(row['tokens'] for row in rows):,} tokens"]
         told = f"run {self.run.id}: {', '.join(counts)}" + (f", about {_duration(eta)} left" if eta else "")
         return Group(table, Text(told))
 
+    def _claims(self, key: str) -> list[dict[str, Any]]:
+        """A notebook's claims, while it runs those measured so far."""
+        notebook = self.run.notebooks[key]
+        return self.run.so_far.get(key, []) if notebook.state == "running" else notebook.claims
+
     def _row(self, key: str, notebook: NotebookRun) -> tuple[str, ...]:
         seconds = notebook.seconds
         if notebook.state == "running" and key in self._began:
             seconds = time.monotonic() - self._began[key]
-        tokens = sum(row["tokens"] for row in notebook.claims)
-        said = notebook.error or _verdicts(notebook.claims) or notebook.why
+        rows = self._claims(key)
+        tokens = sum(row["tokens"] for row in rows)
+        said = notebook.error or _verdicts(rows) or notebook.why
         if notebook.cached:
             said += f" (unchanged since run {notebook.cached})"
         state = f"[{_STATE_STYLES[notebook.state]}]{notebook.state}[/]"

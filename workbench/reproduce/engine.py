@@ -240,6 +240,7 @@ def _run_notebook(run: Run, key: str, stop: threading.Event, threads: int, limit
     paper = find_paper(state.slug)
     state.state = "running"
     progress(key, "running")
+    so_far = run.so_far.setdefault(key, [])
     outcome = run_notebook(
         paper.notebook,
         run.parameters_of(key),
@@ -247,6 +248,7 @@ def _run_notebook(run: Run, key: str, stop: threading.Event, threads: int, limit
         stop=stop,
         threads=threads,
         limits=limits,
+        claimed=so_far.append,
     )
     state.error, state.seconds, state.died = outcome.error, outcome.seconds, outcome.died
     state.work_seconds, state.peak_memory = outcome.work_seconds, outcome.peak_memory

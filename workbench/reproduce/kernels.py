@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
@@ -119,7 +120,8 @@ def kill_all_kernels() -> None:
 class Job:
     """What is asked of one notebook beyond papermill's words, and what becomes of it.
 
-    writable: folders the kernel may write in, None for all. Known afterwards: the notebook object as far as it came,
+    writable: folders the kernel may write in, None for all. claimed: called with each claim's record as it is
+    measured, in the thread that runs the notebook. Known afterwards: the notebook object as far as it came,
     the last error in saving it, the execution count of the last cell begun, and what the watch saw.
     """
 
@@ -127,6 +129,7 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     threads: int | None = None
     writable: list[str] | None = None
+    claimed: Callable[[dict[str, Any]], None] = lambda record: None
     notebook: Any = None
     save_error: OSError | None = None
     cell: int = 0
@@ -143,6 +146,8 @@ class Client(PapermillNotebookClient):
         self._job, self._kept = job, 0
 
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
+        if msg["msg_type"] == "display_data" and (record := msg["content"]["data"].get(CLAIM_MIME)):
+            self._job.claimed(record)
         limit, text = self._job.limits.output, msg["content"].get("text", "")
         # A forked kernel has cut what it prints, and said so; the rest is for displays and for ordinary kernels.
         if limit is not None and not text.endswith(said_of_cut(limit)):

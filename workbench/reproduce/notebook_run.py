@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,11 +59,13 @@ def run_notebook(
     stop: threading.Event | None = None,
     threads: int | None = None,
     limits: Limits | None = None,
+    claimed: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Outcome:
     """Execute the notebook at `path` and save it at `save_to` as it goes; never raises for what a notebook does.
 
     stop: set before the notebook ends, it marks what then fails as "interrupted". threads: for torch and linear
-    algebra, None for what OMP_NUM_THREADS says. limits: None for no limits but on output.
+    algebra, None for what OMP_NUM_THREADS says. limits: None for no limits but on output. claimed: called with each
+    claim's record as it is measured.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -72,7 +74,7 @@ def run_notebook(
     from workbench.reproduce.kernels import ENGINE, Job
 
     began = time.perf_counter()
-    outcome, job = Outcome(), Job(save_to, limits or Limits(), threads)
+    outcome, job = Outcome(), Job(save_to, limits or Limits(), threads, claimed=claimed)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), _working_folder(path.parent, save_to.with_suffix(".files")) as folder:

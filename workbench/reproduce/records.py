@@ -60,8 +60,8 @@ class Run:
     """A run of `reproduce`: what was asked, and what came out.
 
     notebooks: by key. A paper's first run (the run's own seed and `control`) has its slug as key; the others are
-    "<slug>.seed<seed>", "<slug>.control" or "<slug>.seed<seed>.control". usual: seconds that those which must run took
-    last time; not recorded.
+    "<slug>.seed<seed>", "<slug>.control" or "<slug>.seed<seed>.control". Not recorded: usual, the seconds that those
+    which must run took last time, and so_far, the claims of those that are running.
     """
 
     folder: Path
@@ -77,6 +77,7 @@ class Run:
     with_control: bool = False
     parameters: dict[str, Any] = field(default_factory=dict)
     usual: dict[str, float] = field(default_factory=dict)
+    so_far: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
