@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from workbench.commands.problems import app as problems_app
 from workbench.commands.report import gallery, report
 from workbench.commands.reproduce import open_console, plain, reproduce
 from workbench.commands.tidy import tidy
@@ -32,6 +33,7 @@ models_app = typer.Typer(
     help="Language models: what there is, what it needs, how to rebuild it.",
 )
 app.add_typer(models_app, name="models")
+app.add_typer(problems_app, name="problems")
 app.command()(reproduce)
 app.command()(report)
 app.command()(gallery)

@@ -31,6 +31,7 @@ from workbench.models.base import prompt_lists
 from workbench.models.grammars import CODEWORD, COMPLY
 from workbench.models.sampling import PairedSamples, sample, sample_mixture
 from workbench.models.tabulate import tabulate
+from workbench.models.timeline import OUTCOMES, outcome_risk, timeline_grammar, timeline_histories
 from workbench.streams import Stream
 
 
@@ -213,6 +214,27 @@ def codeword_event(source: str = "grammar", prompt: Sequence[int] = (7, 7, 7), m
         stop_ids=stop,
         steer=partial(_add, model, direction),
         truth=partial(_enumerated, model, tuple(prompt), max_new_tokens),
+    )
+
+
+def timeline_event(source: str = "grammar", outcome: str = "fault", horizon: int = 20, length: int = 8) -> ModelEvent:
+    """The outcome "fault" (spontaneous) or "crash" (announced by smoke) within `horizon` tokens of one history of
+    `length` tokens; truth by dynamic programming over the grammar.
+
+    source: "grammar", or "embedded" for the trained model `embedded/timeline`, whose own risk differs a little from the
+    grammar's and is not known.
+    """
+    require_choice("source", source, ("grammar", "embedded"))
+    [history] = timeline_histories(1, Stream.of(0, "timeline-event"), length=length)
+    token = OUTCOMES[require_choice("outcome", outcome, tuple(OUTCOMES))]
+    return ModelEvent(
+        timeline_grammar() if source == "grammar" else load("embedded/timeline"),
+        history,
+        partial(generates, (token,)),
+        max_new_tokens=horizon,
+        name=f"timeline({source}, {outcome} within {horizon} of {length})",
+        stop_ids=(token,),
+        truth=partial(outcome_risk, history, outcome, horizon) if source == "grammar" else None,
     )
 
 
