@@ -12,7 +12,7 @@ help:
 	@echo "make control   [PAPERS=...]   the same with each method switched off: claims must fail"
 	@echo "make test      run all tests      make lint   style, types, layers"
 	@echo "make notebooks each claim of each notebook as a test"
-	@echo "make lab       open JupyterLab    make bench  run the benchmarks"
+	@echo "make lab       the papers in JupyterLab   make bench  run the benchmarks"
 	@echo "make setup     .venv and the workbench command    make lock   pin versions anew    make clean"
 
 setup:
@@ -25,7 +25,7 @@ control: setup
 	@$(BIN)/workbench reproduce $(PAPERS) --scale $(SCALE) --seed $(SEED) --control
 
 test: setup
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 notebooks: setup
 	@$(BIN)/python -m pytest -n 2 notebooks
@@ -37,7 +37,7 @@ lint: setup
 	@$(BIN)/pyright
 
 lab: setup
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/workbench lab
 
 bench: setup
 	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
@@ -46,5 +46,5 @@ lock: setup
 	@$(BIN)/python scripts/lock.py
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf .venv runs .artefacts .pytest_cache .ruff_cache .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

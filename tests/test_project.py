@@ -58,7 +58,7 @@ def test_pyproject_and_environment_agree_on_python_and_lock():
     assert SpecifierSet(python) == allowed
     assert "- --requirement requirements.lock" in text and "- --editable ." in text
     assert "torch>=2.6" in PROJECT["dependencies"]
-    assert set(PROJECT["optional-dependencies"]) == {"gpu", "cluster", "logs", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"app", "gpu", "cluster", "logs", "dev"}
     assert PROJECT["license"] == "Apache-2.0" and "Apache License" in (ROOT / "LICENSE").read_text()[:300]
 
 
@@ -81,6 +81,7 @@ ELSEWHERE = {
     "make test",
     "make notebooks",
     "make lab",
+    ".venv/bin/workbench app saber",
     "conda env create -f environment.yml && conda activate workbench",
     "git clone <this repository> && cd workbench",
 }
@@ -96,7 +97,7 @@ def test_every_command_in_the_readme_works(command, tmp_path):
         command = next(line for line in done.stdout.splitlines() if "bin/workbench" in line).strip()
     program, *arguments = shlex.split(command.removeprefix(".venv/bin/"))
     assert program == "workbench", f"say in this test how to check {command!r}"
-    if arguments[0] == "reproduce":
+    if arguments[0] in ("reproduce", "league"):
         arguments += ["--out", str(tmp_path / "runs")]
     done = subprocess.run(
         [sys.executable, "-m", "workbench", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300

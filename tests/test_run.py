@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from dataclasses import dataclass
 
@@ -12,8 +13,12 @@ import pytest
 import workbench as wb
 from workbench.budget import charge
 from workbench.errors import WorkbenchError
+from workbench.methods.tail_risk.lm_tail_risk import CrossEntropy
 from workbench.methods.tail_risk.monte_carlo import MonteCarlo, clopper_pearson
+from workbench.methods.tail_risk.saber import Saber
 from workbench.problems.analytic import GaussianTail
+from workbench.problems.best_of_n import BestOfN
+from workbench.problems.event import codeword_event
 
 
 @dataclass(frozen=True)
@@ -145,3 +150,80 @@ def test_clopper_pearson_covers_for_every_p(n):
         inside = (intervals[:, 0] <= p) & (p <= intervals[:, 1])
         assert binom.pmf(np.arange(n + 1), n, p)[inside].sum() >= 0.9 - 1e-12
     assert (intervals[:, 1] > intervals[:, 0]).all()
+
+
+PLAIN_AND_ADAPTIVE = [
+    (GaussianTail(1.5), MonteCarlo()),
+    (codeword_event("grammar", prompt=(7, 7, 7)), CrossEntropy(particles=30)),
+    (BestOfN.from_beta(0.4, 4.0, n_queries=40, n_tries=200, seed=1), Saber()),
+]
+
+
+@pytest.mark.parametrize(("problem", "estimator"), PLAIN_AND_ADAPTIVE)
+def test_slices_and_pauses_do_not_change_the_answer(problem, estimator):
+    plain = wb.run(problem, estimator, wb.Budget(samples=700), seed=3)
+    calls = []
+
+    def slowly():
+        calls.append(time.perf_counter())
+        time.sleep(0.005 if len(calls) % 5 == 0 else 0)
+
+    sliced = wb.run(problem, estimator, wb.Budget(samples=700), seed=3, between=slowly, slice_seconds=1e-9)
+    assert sliced.answer == plain.answer and sliced.stopped == plain.stopped
+    # Slices as short as that shrink to one sample each.
+    assert len(calls) > 600
+
+
+@pytest.mark.parametrize(("problem", "estimator"), PLAIN_AND_ADAPTIVE)
+def test_a_run_that_is_asked_to_stop_is_that_of_so_many_samples(problem, estimator):
+    """Stopped in the middle of a round too: CrossEntropy's pilot takes 90."""
+    for stop_at in (3, 20):
+        calls = []
+        stopped = wb.run(
+            problem,
+            estimator,
+            wb.Budget(samples=10_000),
+            batch_size=4,
+            between=lambda calls=calls, stop_at=stop_at: calls.append(0) or len(calls) > stop_at,
+        )
+        assert stopped.stopped == "asked to stop" and stopped.n_samples == 4 * stop_at == stopped.spend.samples
+        assert stopped.answer == wb.run(problem, estimator, wb.Budget(samples=4 * stop_at)).answer
+
+
+def test_a_stop_before_the_first_draw_spends_nothing_and_can_be_resumed(tmp_path):
+    path = tmp_path / "state"
+    nothing = wb.run(Words(), MonteCarlo(), wb.Budget(tokens=400), checkpoint=path, between=lambda: True)
+    assert nothing.value is None and nothing.spend == wb.Spend()
+    whole = wb.run(Words(), MonteCarlo(), wb.Budget(tokens=400))
+    assert wb.run(Words(), MonteCarlo(), wb.Budget(tokens=400), checkpoint=path).answer == whole.answer
+
+
+def test_a_pause_costs_no_seconds():
+    paused = []
+
+    def between():
+        if len(paused) < 3:
+            paused.append(time.sleep(0.2))
+
+    estimate = wb.run(GaussianTail(2.0), MonteCarlo(), wb.Budget(seconds=0.05), between=between, slice_seconds=0.01)
+    assert estimate.stopped == "budget of seconds reached" and len(paused) == 3
+    assert 0.05 <= estimate.spend.seconds < 0.5
+
+
+def test_slices_keep_to_their_time():
+    @dataclass(frozen=True)
+    class Slow(Words):
+        def sample(self, n, stream):
+            time.sleep(0.001 * n)
+            return super().sample(n, stream)
+
+    at = []
+    wb.run(
+        Slow(), MonteCarlo(), wb.Budget(samples=600), between=lambda: at.append(time.perf_counter()), slice_seconds=0.05
+    )
+    # 8, 16, 32, 32, ...: another doubling would last longer than a slice.
+    assert len(at) >= 15
+    with pytest.raises(
+        WorkbenchError, match=r"slice_seconds is 0 but must .* greater than 0; pass seconds such as 0.05"
+    ):
+        wb.run(Slow(), MonteCarlo(), wb.Budget(samples=6), slice_seconds=0)

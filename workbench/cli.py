@@ -12,6 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from workbench.commands.app import app as serve_app
+from workbench.commands.lab import lab
+from workbench.commands.league import league
+from workbench.commands.new import app as new_app
 from workbench.commands.problems import app as problems_app
 from workbench.commands.report import gallery, report
 from workbench.commands.reproduce import open_console, plain, reproduce
@@ -34,7 +38,11 @@ models_app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.add_typer(problems_app, name="problems")
+app.add_typer(new_app, name="new")
 app.command()(reproduce)
+app.command()(lab)
+app.command("app")(serve_app)
+app.command()(league)
 app.command()(report)
 app.command()(gallery)
 app.command()(tidy)

@@ -10,6 +10,7 @@ from workbench.errors import WorkbenchError
 from workbench.reproduce.engine import machine, versions
 
 _EXTRAS = {
+    "app": (("voila",), "a first look as a page ('workbench app')"),
     "gpu": (("accelerate", "peft", "torchao"), "quantised loading, adapters and offload"),
     "cluster": (("dask", "distributed"), "runs on many machines"),
     "logs": (("pyarrow",), "reading Parquet logs"),

@@ -31,8 +31,8 @@ FAMILIES = (
     "applied",
     "audits",
 )
-KINDS = ("method", "theory", "benchmark", "audit", "survey", "application")
-STATUSES = ("planned", "ready")
+KINDS = ("method", "theory", "benchmark", "audit", "survey", "application", "ours")
+STATUSES = ("planned", "draft", "ready")
 MODES = ("exact", "scaled", "gpu")
 BARS = ("prototype", "theory", "paper")
 SCALES = ("quick", "full", "gpu")

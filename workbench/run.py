@@ -26,7 +26,7 @@ import numpy as np
 
 from workbench import checkpoint as checkpoints
 from workbench.budget import UNITS, Budget, Meter, Spend
-from workbench.errors import Unsuitable, WorkbenchError, refuse, require_integer
+from workbench.errors import Unsuitable, WorkbenchError, refuse, require_integer, require_number
 from workbench.estimate import Estimate
 from workbench.progress import Progress
 from workbench.streams import Stream
@@ -34,10 +34,13 @@ from workbench.streams import Stream
 State = dict[str, Any]
 Batch = dict[str, np.ndarray]
 Callback = Callable[[Estimate], bool | None]
+Between = Callable[[], bool | None]
 
 _FORMAT = 1
 _FIRST_BATCH, _LARGEST_BATCH = 256, 1 << 16
 _BATCH_SECONDS = 0.25
+_FIRST_SLICE = 8  # what a model decodes at once; fewer would cost as much
+_ASKED_TO_STOP = "asked to stop"
 
 
 @runtime_checkable
@@ -93,6 +96,8 @@ def run(
     executor: Executor | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
+    between: Between | None = None,
+    slice_seconds: float | None = None,
     progress: bool | None = None,
 ) -> Estimate:
     """Estimate the problem's quantity within the budget.
@@ -101,6 +106,10 @@ def run(
     executor    a concurrent.futures executor that runs the draws; it does not change the answer.
     checkpoint  a file for the state, written after each round; if it exists, the run goes on from it.
     callback    called with each interim estimate; returning True stops the run.
+    between     called before each draw. It may block, which pauses the run and is not counted as seconds; returning
+                True stops the run where it is, with the answer of a budget of the samples drawn so far.
+    slice_seconds  keeps each draw to about this long, and to an eighth of the samples so far, so that `between` and
+                `callback` are called often; by default draws are as large as is quick. It does not change the answer.
     progress    a progress bar; by default where somebody is looking.
 
     An interrupt ends the run with the estimate so far (`stopped` says so). An error in a draw is
@@ -119,6 +128,8 @@ def run(
         )
     if batch_size is not None:
         require_integer("batch_size", batch_size, low=1, cure="leave it out and the machine finds it")
+    if slice_seconds is not None:
+        require_number("slice_seconds", slice_seconds, low=0, open_low=True, cure="pass seconds such as 0.05")
     if not isinstance(problem, Problem):
         raise refuse(
             "problem",
@@ -147,7 +158,7 @@ def run(
             replay=replay,
         )
 
-    sizes = _BatchSizes(batch_size, cautious=set(budget.limits()) != {"samples"})
+    sizes = _BatchSizes(batch_size, cautious=set(budget.limits()) != {"samples"}, slice_seconds=slice_seconds)
     workers = getattr(executor, "_max_workers", 2) if executor is not None else 1
     stopped = ledger.reached()
     with Progress(budget, progress) as bar:
@@ -155,11 +166,14 @@ def run(
             while not stopped:
                 ask = getattr(estimator, "round_size", None)
                 wanted = ask(problem, state) if ask is not None else None
-                waves = _draw_round(problem, estimator, state, stream, ledger, sizes, wanted, executor, workers)
+                waves, halted = _draw_round(
+                    problem, estimator, state, stream, ledger, sizes, wanted, executor, workers, between
+                )
                 for batch in waves:
                     state = estimator.absorb(state, batch)
-                stopped = ledger.reached()
-                ledger.check_progress(problem.name)
+                stopped = ledger.reached() or (_ASKED_TO_STOP if halted else "")
+                if not halted:
+                    ledger.check_progress(problem.name)
                 path = _save(path, identity, state, ledger)
                 if callback is not None or bar.due:
                     interim = report("running")
@@ -242,18 +256,27 @@ def _shares(batch: Batch, n: int) -> np.ndarray:
 
 
 class _BatchSizes:
-    """Doubles the batch while a draw is quick; a size given by the user stays."""
+    """Doubles the batch while a draw is quick, and halves it where it outlasts a slice; a size given by the user stays."""
 
-    def __init__(self, fixed: int | None, cautious: bool) -> None:
+    def __init__(self, fixed: int | None, cautious: bool, slice_seconds: float | None) -> None:
         self._fixed = fixed
-        self._size = fixed or (32 if cautious else _FIRST_BATCH)
+        self._longest = math.inf if slice_seconds is None else slice_seconds
+        self._quick = _BATCH_SECONDS if slice_seconds is None else slice_seconds / 2
+        first = _FIRST_SLICE if slice_seconds is not None else 32 if cautious else _FIRST_BATCH
+        self._size = fixed or first
 
-    def next(self, at_most: int) -> int:
+    def next(self, at_most: int, drawn: int) -> int:
+        if self._fixed is None and self._longest < math.inf:
+            at_most = min(at_most, max(_FIRST_SLICE, drawn // 8))
         return max(1, min(self._size, at_most))
 
     def took(self, n: int, seconds: float) -> None:
-        if self._fixed is None and n >= self._size and seconds < _BATCH_SECONDS:
+        if self._fixed is not None:
+            return
+        if n >= self._size and seconds < self._quick:
             self._size = min(2 * self._size, _LARGEST_BATCH)
+        elif seconds > self._longest:
+            self._size = max(1, self._size // 2)
 
 
 def _metered_draw(problem: Any, estimator: Any, state: State, n: int, stream: Stream) -> tuple[Batch, Spend]:
@@ -277,25 +300,31 @@ def _draw_round(
     wanted: int | None,
     executor: Executor | None,
     workers: int,
-) -> list[Batch]:
-    """The batches of one round, all drawn with the round's first state, cut where a limit falls."""
+    between: Between | None,
+) -> tuple[list[Batch], bool]:
+    """The batches of one round, all drawn with the round's first state, cut where a limit falls or `between` says so.
+
+    Returns them, and whether it was `between`.
+    """
     if wanted is not None:
         require_integer("round_size()", wanted, low=1, cure="a round needs at least one draw")
     batches: list[Batch] = []
     left = wanted
     while True:
+        if between is not None and between():
+            return batches, True
         plan: list[tuple[int, Stream]] = []
         first = ledger.samples
         for _ in range(workers):
             at_most = min(ledger.affordable() - (first - ledger.samples), left if left is not None else _LARGEST_BATCH)
             if at_most < 1:
                 break
-            n = sizes.next(at_most)
+            n = sizes.next(at_most, first)
             plan.append((n, stream.at(first)))
             first += n
             left = left - n if left is not None else None
         if not plan:
-            return batches
+            return batches, False
         for n, (batch, spend) in zip(
             [n for n, _ in plan], _draw_all(problem, estimator, state, plan, executor), strict=True
         ):
@@ -305,7 +334,7 @@ def _draw_round(
             else:
                 ledger.spent = ledger.spent + spend + Spend(samples=n)
         if ledger.reached() or left is None or left < 1:
-            return batches
+            return batches, False
 
 
 def _draw_all(

@@ -52,6 +52,16 @@ def test_the_mother_has_one_thread_and_the_imports_done(mother, said):
     assert len(os.listdir(f"/proc/{mother.process.pid}/task")) == 1
 
 
+def test_what_starts_threads_is_left_to_the_kernels(mother, said):
+    pytest.importorskip("pyarrow")
+    shown = said(
+        "import sys\nprint('pandas' in sys.modules, 'pyarrow' in sys.modules)",
+        "import io, pandas, pyarrow\nframe = pandas.DataFrame({'a': ['x']}, dtype=pandas.ArrowDtype(pyarrow.string()))",
+        "frame.to_parquet(file := io.BytesIO())\nprint(pandas.read_parquet(file).a[0])",
+    )
+    assert shown == "False False\nx\n"
+
+
 SET = """
 import matplotlib, numpy, random, torch, warnings, logging
 matplotlib.rcParams["lines.linewidth"] = 9

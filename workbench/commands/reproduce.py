@@ -229,7 +229,7 @@ def _summary(run: Run, alarms: list[str]) -> str:
     runs = f" in {len(run.notebooks)} runs" if len(run.notebooks) > len(run.slugs) else ""
     taken = sum(bool(notebook.cached) for notebook in run.notebooks.values())
     kept = f" {taken} of {len(run.notebooks)} taken from earlier runs (--fresh runs all)." if taken else ""
-    return f"{len(run.claims)} claims of {papers}{runs}: {_verdicts(run.claims)}; {state}.{kept} Report: {run.folder / 'report.html'}"
+    return f"{len(run.claims)} claim{'s' * (len(run.claims) != 1)} of {papers}{runs}: {_verdicts(run.claims)}; {state}.{kept} Report: {run.folder / 'report.html'}"
 
 
 def print_claims(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ COLORS = {
     "warn": "#CC79A7",
     "band": "#56B4E9",
 }
+
+
+_DRAWING = threading.Lock()
 
 
 class _Figure(Figure):
@@ -99,10 +103,28 @@ def truth(ax: Axes, value: float, label: str = "truth", *, vertical: bool = Fals
         )
 
 
-def to_png(fig: Figure) -> bytes:
-    """The figure as PNG bytes."""
+def to_png(fig: Figure, dpi: float = 110) -> bytes:
+    """The figure as PNG bytes; may be called from any thread."""
     import io
 
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=110, facecolor="white")
+    with _DRAWING:  # Matplotlib's parser of mathematics is shared, and not made for two threads at once.
+        fig.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    return buffer.getvalue()
+
+
+def to_rough_png(fig: Figure, dpi: float = 100) -> bytes:
+    """The figure as PNG bytes with one pass over its parts, where `to_png` makes two; hardly compressed."""
+    import io
+
+    from PIL import Image
+
+    buffer, own = io.BytesIO(), fig.dpi
+    with _DRAWING:
+        canvas = FigureCanvasAgg(fig)
+        fig.set_dpi(dpi)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        fig.set_dpi(own)
+    Image.fromarray(pixels).save(buffer, format="png", compress_level=1)
     return buffer.getvalue()

@@ -33,7 +33,7 @@ def choose_papers(slugs: list[str]) -> tuple[list[Paper], list[str]]:
                 raise
             trouble.append(str(error).rstrip("."))
             continue
-        if paper.status == "ready":
+        if paper.status == "ready" or (slugs and paper.status == "draft"):
             papers.append(paper)
         elif slugs:
             ready = ", ".join(slug for slug, other in all_papers().items() if other.status == "ready")

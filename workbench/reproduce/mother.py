@@ -30,6 +30,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from workbench.reproduce.kernel_process import INLINE, become_kernel, prctl
@@ -64,11 +65,14 @@ LIBRARIES = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
+    "anywidget",
     "ipywidgets",
     "nbformat",
 )
 # The runners are nothing that a notebook imports.
-NOT_PRELOADED = ("workbench.__main__", "workbench.cli", "workbench.commands", "workbench.doctor", "workbench.reproduce")
+NOT_PRELOADED = (
+    "workbench.__main__", "workbench.cli", "workbench.commands", "workbench.doctor", "workbench.lab", "workbench.reproduce",
+)  # fmt: skip
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -113,7 +117,7 @@ def _import_all(control: socket.socket, libraries: bool) -> None:
 
         found = pkgutil.walk_packages(workbench.__path__, "workbench.", onerror=lambda name: None)
         names += [*LIBRARIES, *(each.name for each in found if not each.name.startswith(NOT_PRELOADED))]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _absent("pandas", "pyarrow"):
         warnings.simplefilter("ignore")
         for name in names:
             # A module that fails here fails again in the notebook that wants it, which is where it can be read.
@@ -124,6 +128,18 @@ def _import_all(control: socket.socket, libraries: bool) -> None:
                     raise ConnectionError("the owner is gone")
     gc.collect()
     gc.freeze()
+
+
+@contextlib.contextmanager
+def _absent(*names: str) -> Iterator[None]:
+    """As if these packages were not installed. scikit-learn imports pandas where there is one, and pandas pyarrow, whose
+    import starts a thread; a kernel imports them itself."""
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def serve(control: socket.socket, kernels: dict[int, Kernel], born: dict[str, int]) -> None:
