@@ -37,8 +37,13 @@ ANSWER = """async () => {
   return performance.now() - began;
 }"""
 PRESS = """async ([root, name, said]) => {
-  const panel = document.querySelectorAll(root)[0], began = performance.now();
-  [...panel.querySelectorAll("button")].find(button => button.textContent === name).click();
+  const panel = document.querySelectorAll(root)[0];
+  const button = () => [...panel.querySelectorAll("button")].find(button => button.textContent === name);
+  // The kernel may still be reading what was typed before, and then press nothing.
+  for (let tried = performance.now(); button().disabled && performance.now() - tried < 20000;)
+    await new Promise(requestAnimationFrame);
+  const began = performance.now();
+  button().click();
   while (!panel.querySelector("[role=status]").textContent.startsWith(said)) {
     await new Promise(requestAnimationFrame);
     if (performance.now() - began > 20000) return null;

@@ -60,6 +60,14 @@ def text(outcome: Outcome) -> str:
     return "".join(output.get("text", "") for output in outputs)
 
 
+def test_kernels_end_as_soon_as_they_are_told_to(tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda i: run_cells(tmp_path, f"n{i}", ("1",)), range(40)))
+    waited = sorted(each.seconds for each in done)
+    # One in twelve once waited for the answer to its own shutdown, until it was terminated after 2.5 s.
+    assert waited[-1] < waited[20] + 2.2
+
+
 def test_a_claim_is_told_when_it_is_measured(tmp_path):
     heard: list[tuple[dict, bool]] = []
     more = tmp_path / "more"

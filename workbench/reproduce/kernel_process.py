@@ -53,6 +53,12 @@ def become_kernel(request: dict[str, Any], streams: list[int], pipe: list[int], 
     from ipykernel.kernelapp import IPKernelApp
 
     IPKernelApp.launch_instance(argv=arguments)
+    # ipykernel closes the thread that sends before the one that answers on the control channel, which may then wait for
+    # ever to have its answer to the shutdown sent.
+    control = IPKernelApp.instance().control_thread
+    if control is not None and control.is_alive():
+        control.stop()
+        control.join(2)
     # What a process does at its end, but for tearing down half a gigabyte of modules.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
