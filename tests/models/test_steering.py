@@ -254,3 +254,20 @@ def test_an_unknown_block_can_be_added_to_but_not_ablated():
     told = "OlmoDecoderLayer is no decoder layer whose parts are known here; use kind='add', .* families llama, mistral"
     with pytest.raises(LacksCapability, match=told):
         model.steered(Steering(D, 1.0, "ablate"))
+
+
+def test_threads_never_see_each_others_steering():
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = load("embedded/codeword")
+    model._decoder = None  # the network's own forward pass, with hooks on modules that all views share
+    direction = np.random.default_rng(0).standard_normal(model.width)
+    views = [model, model.steered(Steering(direction, 3.0, kind="add", layer=1))]
+    prompts = [[5, 6, 7]] * 4
+    alone = [next_log_probs(view, prompts) for view in views]
+
+    def ask(number: int) -> bool:
+        return np.array_equal(next_log_probs(views[number % 2], prompts), alone[number % 2])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(200)))

@@ -40,7 +40,7 @@ from workbench.models.base import (
 from workbench.models.decoder import TOKENS_READ, Changes, Decoder, suits
 from workbench.models.memory import free_memory
 from workbench.models.segments import Segment
-from workbench.models.steering import Steering, active, change_of, check_steering, decoder_layers, recording
+from workbench.models.steering import ONE_THREAD, Steering, active, change_of, check_steering, decoder_layers, recording
 
 MICRO_BATCH = 32
 """Rows of one forward pass on a GPU. On a CPU: 64 for a small model, where a pass costs the same anyway, and 8
@@ -118,8 +118,11 @@ class HFModel(LanguageModel):
     def decoder(self) -> Decoder | None:
         """The network's fast decoder; None where it has none, and while hooks that only its own forward pass would
         call stand on it."""
-        if self._decoder is None or any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules()):
+        if self._decoder is None:
             return None
+        with ONE_THREAD:
+            if any(module._forward_hooks or module._forward_pre_hooks for module in self.network.modules()):
+                return None
         self._decoder = self._decoder.current()
         return self._decoder
 
@@ -254,7 +257,7 @@ class HFModel(LanguageModel):
         options = {"logits_to_keep": keep} if self._keeps_last and keep else {}
         ids = torch.as_tensor(tokens, dtype=torch.int64, device=self.device)
         steering = active(self.layers if self.steerings else nn.ModuleList(), self.steerings)
-        with torch.inference_mode(), on_one_thread(self.small), steering:
+        with ONE_THREAD, torch.inference_mode(), on_one_thread(self.small), steering:
             output = self.network(ids, past_key_values=cache, use_cache=use_cache, **options)
         if use_cache and getattr(output, "past_key_values", None) is None:
             raise LacksCapability(

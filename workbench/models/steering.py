@@ -9,6 +9,7 @@ steered view runs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -94,10 +95,14 @@ def check_steering(steering: Steering, layers: nn.ModuleList, width: int) -> Non
             point_modules(layer)
 
 
+# Hooks stand on modules that all views share, so one thread at a time runs these modules.
+ONE_THREAD = threading.RLock()
+
+
 @contextmanager
 def active(layers: nn.ModuleList, steerings: Sequence[Steering]) -> Iterator[None]:
     """Hooks for `steerings`, in order, on while the block runs and gone after it, whatever happens inside."""
-    with ExitStack() as stack:
+    with ONE_THREAD, ExitStack() as stack:
         for steering in steerings:
             if steering.strength == 0:
                 continue
@@ -115,18 +120,19 @@ def active(layers: nn.ModuleList, steerings: Sequence[Steering]) -> Iterator[Non
 @contextmanager
 def recording(layers: nn.ModuleList, layer: int, record: Callable[[torch.Tensor], None]) -> Iterator[None]:
     """Calls `record` with the residual stream at the input of `layer`; at the last block's output for len(layers)."""
-    if layer == len(layers):
-        hook = layers[-1].register_forward_hook(lambda module, args, output: record(_first(output)))
-    else:
 
-        def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            record(args[0] if args else kwargs["hidden_states"])
+    def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        record(args[0] if args else kwargs["hidden_states"])
 
-        hook = layers[layer].register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
+    with ONE_THREAD:
+        if layer == len(layers):
+            hook = layers[-1].register_forward_hook(lambda module, args, output: record(_first(output)))
+        else:
+            hook = layers[layer].register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def change_of(steering: Steering) -> Callable[[torch.Tensor], torch.Tensor]:
