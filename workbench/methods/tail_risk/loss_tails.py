@@ -117,7 +117,8 @@ def _log_ratio(g: np.ndarray, weight: np.ndarray) -> float:
         inside = 1 + step * g
         slope = weight @ (g / inside)
         low, high = (step, high) if slope > 0 else (low, step)
-        newton = step + slope / (weight @ (g / inside) ** 2)
+        with np.errstate(divide="ignore", invalid="ignore"):  # what is no number is no step: the middle is taken
+            newton = step + slope / (weight @ (g / inside) ** 2)
         newton = newton if low < newton < high else (low + high) / 2
         if abs(newton - step) <= 1e-12 * (high - low + abs(step)):
             break
