@@ -32,7 +32,14 @@ def test_cvar_is_the_minimum_of_rockafellar_and_uryasev_and_lies_beyond_quantile
 def test_the_interval_holds_the_estimate_and_has_width(losses, functional, level):
     low, high = lt.likelihood_interval(losses, functional, level)
     value = lt.cvar(losses, level) if functional == "cvar" else expectile(losses, level)
-    assert 0 <= low <= value + 1e-9 and value - 1e-9 <= high <= 1 and low < high
+    assert 0 <= low <= value + 1e-9 and value - 1e-9 <= high <= 1
+    assert low < high or (low == high == 1 and functional == "cvar"), "only where the worst share is 1 for certain"
+
+
+def test_cvar_where_the_worst_share_is_all_at_one_loss():
+    low, high = lt.likelihood_interval([0.4], "cvar", 0.5)
+    assert low == pytest.approx(0.4 * 0.025 / 0.5) and high > 0.4
+    assert lt.likelihood_interval([1.0] * 30, "cvar", 0.5) == (1.0, 1.0)
 
 
 def test_without_the_extra_observation_it_is_owens_interval(monkeypatch):

@@ -30,6 +30,7 @@ from scipy import optimize, stats
 from workbench.errors import Unsuitable, refuse, require_choice, require_finite, require_number
 from workbench.estimate import Estimate
 from workbench.methods.tail_risk.expectile_var import expectile
+from workbench.methods.tail_risk.monte_carlo import clopper_pearson
 from workbench.run import Batch, State
 from workbench.streams import Stream
 
@@ -83,10 +84,10 @@ def likelihood_interval(losses: Any, functional: str, level: float, confidence: 
     y, level = check_losses(losses), _level(level)
     most = float(stats.chi2.ppf(confidence, 1))
     ends = []
+    place = _quantile(y, level)
     for worst in (0.0, 1.0):
         sample, weight = np.append(y, worst), np.append(np.ones(len(y)), _EXTRA)
         if functional == "cvar":
-            place = _quantile(y, level)
             values = place + np.maximum(sample - place, 0) / (1 - level)
             centre = float(weight @ values / weight.sum())
         else:
@@ -96,6 +97,11 @@ def likelihood_interval(losses: Any, functional: str, level: float, confidence: 
             return _log_ratio(_equation(values, theta, functional, level), weight) - most
 
         bound = float(values.max() if worst else values.min())
+        if functional == "cvar" and not worst and values.min() == values.max():
+            # The worst share lies at the largest loss v, whatever lies below: P(L >= v) >= q gives CVaR >= v q / (1 - level).
+            q, _ = clopper_pearson(int((y >= place).sum()), len(y), confidence)
+            ends.append(place * min(1.0, q / (1 - level)))
+            continue
         # At the very end of the range no law is left and the ratio is infinite.
         ends.append(bound if bound == centre else float(optimize.brentq(off, centre, bound, xtol=1e-12, rtol=1e-10)))  # type: ignore[arg-type]
     return max(0.0, ends[0]), min(1.0, ends[1])
