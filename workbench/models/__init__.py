@@ -6,8 +6,7 @@
 Names are loaded when first used, so that a grammar does not wait for transformers.
 """
 
-from importlib import import_module
-from typing import Any
+from workbench.lazy import attach
 
 _HOME = {
     "base": ("CAPABILITIES", "LanguageModel", "Session"),
@@ -41,17 +40,4 @@ _HOME = {
     "verifier": ("step_probabilities",),
     "tasks": ("arith_prompts", "parse_answer", "step_labels", "true_answer", "worked_solution"),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = attach(__name__, _HOME)

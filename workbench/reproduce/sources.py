@@ -28,8 +28,10 @@ from workbench.checkpoint import write_atomically
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # Facts of a file, kept from run to run under the digest of its bytes; this number changes with their meaning.
-_FACTS = f"1, Python {platform.python_version()}"
+_FACTS = f"2, Python {platform.python_version()}"
 _READS_ITSELF = {"__doc__", "getdoc", "getsource", "getsourcelines", "getsourcefile"}
+# Its computed import is of what the tables of its callers name.
+_ATTACHES = f"{PACKAGE.name}.lazy"
 _Functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -164,7 +166,7 @@ def facts_of(source: str, module: str, is_package: bool) -> dict[str, Any]:
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     lazy = _table(tree) if "__getattr__" in _top_names(tree) else None
-    computed = _computed(tree, package) if lazy is None else {}
+    computed = _computed(tree, package) if lazy is None and module != _ATTACHES else {}
     uses = _uses(nodes, package)
     for prefix in computed.pop("", []):
         uses.append(f"{prefix}*")
@@ -270,7 +272,8 @@ def _top_names(tree: ast.Module) -> set[str]:
     names = {statement.name for statement in tree.body if isinstance(statement, _Functions)}
     for statement in tree.body:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+        inner = [node for target in targets if target is not None for node in ast.walk(target)]
+        names |= {node.id for node in inner if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         if isinstance(statement, ast.Import | ast.ImportFrom):
             names |= {alias.asname or alias.name for alias in statement.names}
     return names

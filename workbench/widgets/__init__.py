@@ -1,22 +1,16 @@
-"""Widgets: explorers of a drawing function, those that several papers share, and the tuner of budgets."""
+"""Widgets: explorers of a drawing function, those that several papers share, and the tuner of budgets.
 
-from workbench.widgets.calibration import batch_calibration, explore_calibration
-from workbench.widgets.controls import Choice, Slider, Tick
-from workbench.widgets.explore import explore
-from workbench.widgets.proposals import codeword_questions, explore_proposals, explore_tokens
-from workbench.widgets.risk_compute import explore_risk
-from workbench.widgets.tuner import BudgetTuner
+Names are loaded when first used, so that a notebook depends on its own widgets alone.
+"""
 
-__all__ = [
-    "BudgetTuner",
-    "Choice",
-    "Slider",
-    "Tick",
-    "batch_calibration",
-    "codeword_questions",
-    "explore",
-    "explore_calibration",
-    "explore_proposals",
-    "explore_risk",
-    "explore_tokens",
-]
+from workbench.lazy import attach
+
+_HOME = {
+    "calibration": ("batch_calibration", "explore_calibration"),
+    "controls": ("Choice", "Slider", "Tick"),
+    "explore": ("explore",),
+    "proposals": ("codeword_questions", "explore_proposals", "explore_tokens"),
+    "risk_compute": ("explore_risk",),
+    "tuner": ("BudgetTuner",),
+}
+__getattr__, __dir__, __all__ = attach(__name__, _HOME)

@@ -14,6 +14,7 @@ from typing import Any
 import ipywidgets
 
 from workbench.errors import refuse, require_choice, require_integer, require_number
+from workbench.widgets.theme import row
 
 
 @dataclass(frozen=True)
@@ -134,19 +135,13 @@ def build(name: str, short: Short) -> Control:
     full = f"{label} ({unit})" if unit else label
     if isinstance(control, Tick):
         field = ipywidgets.Checkbox(value=control.default, description=label, indent=False)
-        return Control(name, label, unit, control.default, _row([field]), field)
+        return Control(name, label, unit, control.default, row([field]), field)
     if isinstance(control, Choice):
         options = _choices(control)
         field = ipywidgets.Dropdown(options=options, value=options[0][1], description=full)
-        return Control(name, label, unit, options[0][1], _row([field]), field)
+        return Control(name, label, unit, options[0][1], row([field]), field)
     slider, field = _slider(control, full)
-    return Control(name, label, unit, field.value, _row([field, slider]), field)
-
-
-def _row(children: list[Any]) -> ipywidgets.Box:
-    row = ipywidgets.VBox(children)
-    row.add_class("workbench-row")
-    return row
+    return Control(name, label, unit, field.value, row([field, slider]), field)
 
 
 def _slider(control: Slider, full: str) -> tuple[Any, Any]:
@@ -164,27 +159,41 @@ def _slider(control: Slider, full: str) -> tuple[Any, Any]:
     kind = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
     field = kind(value=start, min=low, max=high, step=step, description=full)
 
-    following = False
-
-    def follow(_: Any) -> None:
-        nonlocal following
+    def follow() -> None:
         # The page moves a handle to its nearest step and says so; that is no reason to change what was typed.
         if abs(place(slider.value) - place(field.value)) > 0.501 * grid:
             value = round(slider.value) if whole else float(f"{slider.value:.{3 if control.log else 6}g}")
-            following = True
-            try:
-                field.value = min(max(value, low), high)
-            finally:
-                following = False
+            field.value = min(max(value, low), high)
 
-    def lead(_: Any) -> None:
-        # A handle that somebody holds is not moved to where its rounded value would have it.
-        if not following:
-            slider.value = field.value
+    def lead() -> None:
+        slider.value = field.value
 
-    slider.observe(follow, names="value")
-    field.observe(lead, names="value")
+    keep_together(slider, field, follow, lead)
     return slider, field
+
+
+def keep_together(slider: Any, field: Any, dragged: Callable[[], None], typed: Callable[[], None]) -> None:
+    """Call `dragged` when the slider moves and `typed` when the field changes, neither in answer to the other.
+
+    So a handle that somebody holds is not moved to where its rounded value would have it.
+    """
+    answering = False
+
+    def hear(act: Callable[[], None]) -> Callable[[Any], None]:
+        def heard(_: Any) -> None:
+            nonlocal answering
+            if answering:
+                return
+            answering = True
+            try:
+                act()
+            finally:
+                answering = False
+
+        return heard
+
+    slider.observe(hear(dragged), names="value")
+    field.observe(hear(typed), names="value")
 
 
 def _round_step(low: float, high: float, start: float) -> float:

@@ -16,6 +16,8 @@ from typing import Any
 import ipywidgets
 
 from workbench.errors import refuse
+from workbench.widgets.controls import keep_together
+from workbench.widgets.theme import row
 
 RISK_LEVELS = {"level": "confidence level", "alpha": "risk level α", "delta": "failure probability δ"}
 
@@ -93,14 +95,14 @@ def number(
         except ValueError:
             return None
 
-    def dragged(_: Any) -> None:
+    def dragged() -> None:
         now, at = typed_number(), slider.value
         # The browser moves a slider to its nearest step by itself; that must not round what was typed.
         if now is not None and abs(scale(at) - scale(min(max(now, low), high))) < 0.75 * step:
             return
         text.value = show(int(float(f"{at:.3g}")) if whole and log else round(at) if whole else float(f"{at:.3g}"))
 
-    def typed(_: Any) -> None:
+    def typed() -> None:
         now = typed_number()
         if now is not None and low <= now <= high:
             slider.value = now
@@ -118,8 +120,7 @@ def number(
         for part in (text, tick) if tick is not None else (text,):
             part.observe(changed, names="value")
 
-    slider.observe(dragged, names="value")
-    text.observe(typed, names="value")
+    keep_together(slider, text, dragged, typed)
     if tick is not None:
         tick.observe(switched, names="value")
     switched(None)
@@ -187,13 +188,6 @@ def _usual_range(name: str, value: float | None, whole: bool) -> tuple[float, fl
     if value is None or 0 <= value <= 1:
         return (0.0, 1.0)
     return (min(0.0, 2 * value), max(0.0, 2 * value))
-
-
-def row(children: list[Any]) -> ipywidgets.Box:
-    """Parts of one field, one under the other."""
-    made = ipywidgets.VBox(children)
-    made.add_class("workbench-row")
-    return made
 
 
 def sayer(note: ipywidgets.HTML) -> Callable[[str], None]:

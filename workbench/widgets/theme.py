@@ -104,6 +104,13 @@ class Style(anywidget.AnyWidget):
     _esm = Path(__file__).with_name("theme.js")
 
 
+def row(children: Sequence[Any]) -> ipywidgets.Box:
+    """Parts of one control, one under the other."""
+    made = ipywidgets.VBox(children)
+    made.add_class("workbench-row")
+    return made
+
+
 def panel(children: Sequence[Any], *, side_by_side: bool = False) -> ipywidgets.Box:
     """Widgets in the house's style, one under the other, or beside each other where the page is wide enough."""
     box = ipywidgets.Box if side_by_side else ipywidgets.VBox

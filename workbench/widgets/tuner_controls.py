@@ -32,7 +32,7 @@ class Controls:
     problems   names of the problems that can be picked
     ranges     unit -> (low, high) of the budget's sliders
     unsuited   problem's name -> {method: why it can't answer it}
-    `usable` says whether the picked problem could be made; `boxes` are the widgets to show.
+    `loaded` names the picked problem once it is made, None where it can't be; `boxes` are the widgets to show.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Controls:
         self._unsuited = unsuited
         self._changed: Callable[[], None] = lambda: None
         self.setup: Setup | None = None
+        self.loaded: str | None = None
         self.pick = ipywidgets.Dropdown(options=list(problems), value=start.problem, description="problem")
         self.pick_note = ipywidgets.HTML()
         self.ticks = {name: ipywidgets.Checkbox(description=name, indent=False) for name in self._estimators}
@@ -67,13 +68,13 @@ class Controls:
             [("in turns, at equal spend", True), ("one after the other", False)],
             start.interleaved,
         )
-        methods = [fields.row([self.ticks[name], self.reasons[name]]) for name in self.ticks]
+        methods = [theme.row([self.ticks[name], self.reasons[name]]) for name in self.ticks]
         folded = [ipywidgets.VBox([field.box for field in self.settings[name]]) for name in now if self.settings[name]]
         settings = ipywidgets.Accordion(children=folded, selected_index=None)
         for number, name in enumerate(name for name in now if self.settings[name]):
             settings.set_title(number, f"Settings of {name}")
         self.boxes = [
-            fields.row([self.pick, self.pick_note]),
+            theme.row([self.pick, self.pick_note]),
             _heading("Methods"),
             *methods,
             methods_note,
@@ -84,7 +85,7 @@ class Controls:
             *(field.box for field in self.risks.values()),
             _heading("Run"),
             self.seed.box,
-            fields.row([self.unit, *([self.turns] if len(self.ticks) > 1 else [])]),
+            theme.row([self.unit, *([self.turns] if len(self.ticks) > 1 else [])]),
             settings,
         ]
         for field in self._fields():
@@ -113,12 +114,13 @@ class Controls:
     def _picked(self, _: Any) -> None:
         """Another problem: grey out the methods that can't answer it, with the reason beside them."""
         why: dict[str, str] = {}
-        self.pick_note.value, self.usable = "", True
+        self.pick_note.value, self.loaded = "", None
         try:
             why = self._unsuited(str(self.pick.value))
+            self.loaded = str(self.pick.value)
         except Exception as error:
             self.pick_note.value = theme.error_html(error, f"{self.pick.value} can't be used")
-            why, self.usable = dict.fromkeys(self.ticks, ""), False
+            why = dict.fromkeys(self.ticks, "")
         for name, tick in self.ticks.items():
             tick.disabled = name in why
             reason = self.reasons[name]

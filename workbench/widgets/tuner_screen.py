@@ -190,9 +190,9 @@ class Screen:
         time.sleep(max(0.0, self._next_redraw - time.monotonic()))
         began = time.monotonic()
         run, unit = self._run, str(self.controls.unit.value)
-        name = str(self.controls.pick.value) if run is None else run.setup.problem
         # A model that could not be loaded is not tried again for a picture.
-        truth = self._problem(name).truth if run is not None or self.controls.usable else None
+        name = self.controls.loaded if run is None else run.setup.problem
+        truth = None if name is None else self._problem(name).truth
         traces = {} if run is None else {method: list(trace) for method, trace in run.traces.items()}
         figure = equal_spend.draw(traces, unit, truth, self.controls.limit())
         # Coarse while it goes on, so that most of the time is left to the run.
