@@ -18,6 +18,9 @@ def attach(
     notebook runner can tell which submodule a notebook uses (`reproduce/sources.py`).
     """
     home_of = {name: home for home, names in homes.items() for name in names}
+    for name in home_of.keys() & homes.keys():
+        # Importing the submodule from anywhere would put it in the place of what it defines.
+        raise ImportError(f"{package}.{name} would be a submodule and a name of its own; rename the file.")
     all_names = sorted(home_of)
 
     def getattr_(name: str) -> Any:

@@ -32,7 +32,7 @@ from workbench.widgets import (
 from workbench.widgets.calibration import ALPHAS
 from workbench.widgets.proposals import grammar_question, proposal_view, token_view
 
-explorer = sys.modules["workbench.widgets.explore"]
+explorer = sys.modules["workbench.widgets.explorer"]
 GRID = np.geomspace(1, 10_000, 60)
 STREAM = Stream.of(0, "explorers")
 

@@ -71,3 +71,18 @@ def test_text_of_the_theme_can_be_read_on_light_and_dark():
     for name, least in (("warn", 4.5), ("focus", 3.0)):
         first, second = re.findall(rf"--wb-{name}: (#\w{{6}})", text)
         assert contrast(first, light) >= least and contrast(second, dark) >= least
+
+
+def test_a_rough_picture_leaves_the_figure_to_find_its_places_again():
+    def drawn(title, label):
+        fig, ax = plots.figure()
+        ax.plot([0, 1], [0, 1e6])
+        ax.set(title=title, ylabel=label)
+        return fig
+
+    fig, like = drawn("new\ntwo lines", "far"), drawn("old", "far")
+    alone = theme.screen_png(drawn("new\ntwo lines", "far"))
+    theme.screen_png(like)
+    theme.rough_png(fig, like)
+    assert fig.axes[0].yaxis.label.get_position() == like.axes[0].yaxis.label.get_position()
+    assert theme.screen_png(fig) == alone

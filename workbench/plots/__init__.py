@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import io
 import threading
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation
+
+from workbench.plots.ticks import quick_ticks
 
 # Okabe and Ito's palette, by role: distinguishable with the common colour-vision deficiencies.
 COLORS = {
@@ -26,31 +30,13 @@ COLORS = {
 _DRAWING = threading.Lock()
 
 
-class _PowersOfTen(LogFormatterSciNotation):
-    """Labels of logarithmic axes as plain text, 10² and 2×10⁻³: matplotlib's own go through its TeX parser at each
-    drawing, which is half of the time that a small figure takes."""
-
-    _RAISED = str.maketrans("-0123456789\u2212", "\u207b⁰¹²³⁴⁵⁶⁷⁸⁹\u207b")
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        text = super().__call__(x, pos)
-        found = re.fullmatch(r"\$\\mathdefault\{(.*?)(?:\\times)?10\^\{(.+?)\}\}\$", text)
-        if found is None:
-            return text
-        return f"{found[1]}×" * bool(found[1]) + "10" + found[2].translate(self._RAISED)
-
-
 class _Figure(Figure):
     def _repr_png_(self) -> bytes:
         return to_png(self)
 
     def draw(self, renderer: Any) -> None:
-        for ax in self.axes:
-            for axis in (ax.xaxis, ax.yaxis):
-                for told, tell in ((axis.get_major_formatter(), axis.set_major_formatter), (axis.get_minor_formatter(), axis.set_minor_formatter)):  # fmt: skip
-                    if type(told) is LogFormatterSciNotation:
-                        tell(_PowersOfTen(told._base, told.labelOnlyBase, told.minor_thresholds))  # type: ignore[attr-defined]
-        super().draw(renderer)
+        with quick_ticks(self):
+            super().draw(renderer)
 
 
 def figure(
@@ -127,28 +113,49 @@ def truth(ax: Axes, value: float, label: str = "truth", *, vertical: bool = Fals
         )
 
 
+class _Canvas(FigureCanvasAgg):
+    """A canvas that draws with the renderer of the last figure of its size: that one has measured most words already,
+    and has parsed most formulas. Used under `_DRAWING` only."""
+
+    _KEPT: ClassVar[OrderedDict[tuple[float, float, float], RendererAgg]] = OrderedDict()
+
+    def get_renderer(self) -> RendererAgg:
+        key = (*self.figure.bbox.size, self.figure.dpi)
+        renderer = self._KEPT.pop(key, None) or RendererAgg(*key)
+        self._KEPT[key] = renderer
+        if len(self._KEPT) > 4:
+            self._KEPT.popitem(last=False)
+        return renderer
+
+
+@contextmanager
+def _drawn_alone(fig: Figure) -> Iterator[_Canvas]:
+    """One figure at a time: matplotlib's parser of mathematics is shared, and not made for two threads at once."""
+    with _DRAWING:
+        own = fig.canvas
+        try:
+            yield _Canvas(fig)
+        finally:
+            fig.set_canvas(own)
+
+
 def to_png(fig: Figure, dpi: float = 110) -> bytes:
     """The figure as PNG bytes; may be called from any thread."""
-    import io
-
     buffer = io.BytesIO()
-    with _DRAWING:  # Matplotlib's parser of mathematics is shared, and not made for two threads at once.
-        fig.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    with _drawn_alone(fig) as canvas:
+        canvas.print_figure(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
 
 def to_rough_png(fig: Figure, dpi: float = 100) -> bytes:
     """The figure as PNG bytes with one pass over its parts, where `to_png` makes two; hardly compressed."""
-    import io
-
     from PIL import Image
 
     buffer, own = io.BytesIO(), fig.dpi
-    with _DRAWING:
-        canvas = FigureCanvasAgg(fig)
+    with _drawn_alone(fig) as canvas:
         fig.set_dpi(dpi)
         canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        pixels = np.array(canvas.buffer_rgba())[..., :3]
         fig.set_dpi(own)
     Image.fromarray(pixels).save(buffer, format="png", compress_level=1)
     return buffer.getvalue()

@@ -8,7 +8,7 @@ from workbench.lazy import attach
 _HOME = {
     "calibration": ("batch_calibration", "explore_calibration"),
     "controls": ("Choice", "Slider", "Tick"),
-    "explore": ("explore",),
+    "explorer": ("explore",),
     "proposals": ("codeword_questions", "explore_proposals", "explore_tokens"),
     "risk_compute": ("explore_risk",),
     "tuner": ("BudgetTuner",),

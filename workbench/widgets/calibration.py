@@ -17,7 +17,7 @@ from workbench.errors import refuse, require_choice
 from workbench.methods.conformal import batch_pi
 from workbench.plots.calibration import Calibration, calibration_figure
 from workbench.widgets.controls import Short, Slider, spec
-from workbench.widgets.explore import check_controls, explore
+from workbench.widgets.explorer import check_controls, explore
 
 ALPHAS = np.unique(np.round(np.concatenate([np.geomspace(0.01, 0.1, 19), np.linspace(0.1, 0.5, 41)]), 4))
 TARGETS = ("quantile", "mean", "count")

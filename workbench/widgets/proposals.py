@@ -25,7 +25,7 @@ from workbench.plots.tokens import token_table
 from workbench.problems.event import ModelEvent, codeword_event
 from workbench.streams import Stream
 from workbench.widgets.controls import Choice, Slider, Tick
-from workbench.widgets.explore import explore
+from workbench.widgets.explorer import explore
 
 _NEVER = "never"
 

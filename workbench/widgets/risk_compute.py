@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from workbench.plots.risk_compute import Price, RiskCurve, risk_figure
 from workbench.widgets.controls import Choice, Short, Slider, spec
-from workbench.widgets.explore import check_controls, explore
+from workbench.widgets.explorer import check_controls, explore
 
 
 def explore_risk(

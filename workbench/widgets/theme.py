@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import html
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +58,39 @@ def screen_png(fig: Figure) -> bytes:
 
 
 def rough_png(fig: Figure, like: Figure) -> bytes:
-    """The figure as PNG bytes in half the time: coarse, its axes placed where `like`, drawn before, has them.
+    """The figure as PNG bytes in a third of the time: coarse, its parts placed where `like`, drawn before, has them.
 
     `fig` itself is left as it was.
     """
-    layout, places = fig.get_layout_engine(), [ax.get_position() for ax in like.axes]
-    if layout is None or len(places) != len(fig.axes):
+    layout = fig.get_layout_engine()
+    if layout is None or len(like.axes) != len(fig.axes):
         return to_rough_png(fig)
     fig.set_layout_engine("none")
-    for ax, place in zip(fig.axes, places, strict=True):
-        ax.set_position(place)
-    png = to_rough_png(fig)
+    for ax, model in zip(fig.axes, like.axes, strict=True):
+        ax.set_position(model.get_position())
+    with _words_placed(fig, like):
+        png = to_rough_png(fig)
     for ax in fig.axes:
         ax.set_in_layout(True)  # set_position took it out
     fig.set_layout_engine(layout)
     return png
+
+
+@contextmanager
+def _words_placed(fig: Figure, like: Figure) -> Iterator[None]:
+    """Titles and axis labels where `like` has them: finding a place for them takes a quarter of a drawing."""
+    placed: list[tuple[Any, str, Any]] = []
+    for ax, model in zip(fig.axes, like.axes, strict=True):
+        by_itself = [(ax, model, "_autotitlepos", "title"), (ax, model, "_autotitlepos", "_left_title")]
+        by_itself += [(ax.xaxis, model.xaxis, "_autolabelpos", "label"), (ax.yaxis, model.yaxis, "_autolabelpos", "label")]  # fmt: skip
+        free = [words for words in by_itself if getattr(words[0], words[2]) is not False]
+        for owner, of_model, flag, text in free:
+            placed.append((owner, flag, getattr(owner, flag)))
+            setattr(owner, flag, False)
+            getattr(owner, text).set_position(getattr(of_model, text).get_position())
+    yield
+    for owner, flag, before in reversed(placed):
+        setattr(owner, flag, before)
 
 
 def describe(fig: Figure, state: str = "") -> str:

@@ -25,7 +25,7 @@ def draw(n, name, dashed):
     return fig
 
 
-explorer = sys.modules["workbench.widgets.explore"]
+explorer = sys.modules["workbench.widgets.explorer"]
 CONTROLS = {"n": (2, 9, 5), "name": ["one", "two"], "dashed": True}
 
 
