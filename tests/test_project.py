@@ -97,7 +97,7 @@ def test_every_command_in_the_readme_works(command, tmp_path):
         command = next(line for line in done.stdout.splitlines() if "bin/workbench" in line).strip()
     program, *arguments = shlex.split(command.removeprefix(".venv/bin/"))
     assert program == "workbench", f"say in this test how to check {command!r}"
-    if arguments[0] in ("reproduce", "league"):
+    if arguments[0] in ("reproduce", "league", "estimate"):
         arguments += ["--out", str(tmp_path / "runs")]
     done = subprocess.run(
         [sys.executable, "-m", "workbench", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from workbench.commands.app import app as serve_app
+from workbench.commands.estimate import estimate
 from workbench.commands.lab import lab
 from workbench.commands.league import league
 from workbench.commands.new import app as new_app
@@ -43,6 +44,7 @@ app.command()(reproduce)
 app.command()(lab)
 app.command("app")(serve_app)
 app.command()(league)
+app.command()(estimate)
 app.command()(report)
 app.command()(gallery)
 app.command()(tidy)

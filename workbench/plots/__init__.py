@@ -147,7 +147,7 @@ def to_png(fig: Figure, dpi: float = 110) -> bytes:
     return buffer.getvalue()
 
 
-def to_rough_png(fig: Figure, dpi: float = 100) -> bytes:
+def to_rough_png(fig: Figure, dpi: float = 80) -> bytes:
     """The figure as PNG bytes with one pass over its parts, where `to_png` makes two; hardly compressed."""
     from PIL import Image
 

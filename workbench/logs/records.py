@@ -1,0 +1,240 @@
+"""Logs of evaluations as a stream of attempts, whatever wrote them.
+
+Does: recognise a file by its name and its first line, and read it attempt by attempt, in memory that does not grow
+with the file. Does not: judge an attempt, count, or keep any text of prompts and answers.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from workbench.errors import WorkbenchError, refuse
+
+FORMATS = (
+    "Inspect AI (.eval, .json), lm-evaluation-harness (samples_*.jsonl), garak (*.report.jsonl), .csv, .parquet, .jsonl"
+)
+_IDS = ("id", "prompt_id", "query", "sample_id")
+
+
+class Record(NamedTuple):
+    """What one line of a log says of one prompt.
+
+    id                   the prompt
+    scores               {scorer: value} of one attempt; None where it has no score
+    attempts, successes  counts that stand in the log itself; then `scores` is None
+    why                  why there is no score
+    model                what answered, where the log says it
+    """
+
+    id: str
+    scores: Mapping[str, Any] | None
+    attempts: int = 1
+    successes: int | None = None
+    why: str = ""
+    model: str = ""
+
+
+class HalfWritten(Exception):
+    """The file ends in the middle; what stood before it has been given."""
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The attempts of one log. Raises WorkbenchError where it can't be read, HalfWritten where it breaks off."""
+    path = Path(path)
+    if not path.is_file():
+        raise refuse("log", str(path), "be a file", "check the path; a pattern such as 'runs/*.eval' goes in quotes")
+    if path.suffix == ".eval":
+        return _inspect(path)
+    if path.suffix == ".json":
+        return _inspect_json(path)
+    if path.suffix == ".csv":
+        return _rows(path, _csv(path))
+    if path.suffix == ".parquet":
+        return _rows(path, _parquet(path))
+    if path.suffix == ".jsonl":
+        first = next(_json_lines(path), {})
+        if "entry_type" in first:
+            return _garak(path)
+        if "doc_id" in first:
+            return _lm_eval(path)
+        return _rows(path, _json_lines(path))
+    raise refuse("log", path.name, f"be one of {FORMATS}", "convert it to a CSV of (id, attempts, successes)")
+
+
+def _inspect(path: Path) -> Iterator[Record]:
+    try:
+        from inspect_ai.log import read_eval_log, read_eval_log_sample_summaries
+    except ImportError:
+        raise _missing(path, "Inspect AI") from None
+    try:
+        header = read_eval_log(str(path), header_only=True)
+        samples = read_eval_log_sample_summaries(str(path))
+    except Exception as error:
+        raise WorkbenchError(
+            f"{path.name} is not a whole log of Inspect AI ({' '.join(str(error).split())[:120]}); wait until the "
+            "evaluation has ended, or copy the file again."
+        ) from None
+    for sample in samples:
+        scores = {name: score.value for name, score in (sample.scores or {}).items()}
+        yield _inspect_record(header.eval.task, sample.id, sample.error, scores, header.eval.model)
+    if header.status == "started":
+        raise HalfWritten
+
+
+def _inspect_json(path: Path) -> Iterator[Record]:
+    try:
+        import ijson
+    except ImportError:
+        raise _missing(path, "ijson") from None
+    model, status, task = "", "", ""
+    try:
+        with path.open("rb") as file:
+            for prefix, _, value in ijson.parse(file):
+                if prefix == "status":
+                    status = str(value)
+                elif prefix == "eval.model":
+                    model = str(value)
+                elif prefix == "eval.task":
+                    task = str(value)
+                elif prefix.startswith("samples"):
+                    break
+        if not status:
+            must = "be a log of Inspect AI if it ends in .json"
+            raise refuse("log", path.name, must, "convert others to a CSV of (id, attempts, successes)")
+        with path.open("rb") as file:
+            for sample in ijson.items(file, "samples.item", use_float=True):
+                scores = {name: score["value"] for name, score in (sample.get("scores") or {}).items()}
+                yield _inspect_record(task, sample["id"], sample.get("error"), scores, model)
+    except ijson.IncompleteJSONError:
+        raise HalfWritten from None
+    except ijson.JSONError as error:
+        raise WorkbenchError(f"{path.name} is not JSON ({error}); copy the file again.") from None
+    if status == "started":
+        raise HalfWritten
+
+
+def _inspect_record(task: str, sample: Any, error: Any, scores: Mapping[str, Any], model: str) -> Record:
+    """A sample that ended in an error is no attempt, whatever scorers said before: Inspect leaves it out too."""
+    why = "it ended in an error" if error else "" if scores else "it has no score"
+    return Record(f"{task}/{sample}", None if why else scores, why=why, model=model)
+
+
+def _missing(path: Path, package: str) -> WorkbenchError:
+    cure = "install it with \"pip install 'research-workbench[logs]'\""
+    return WorkbenchError(f"{path.name} can't be read without {package}, which is not installed; {cure}.")
+
+
+def _lm_eval(path: Path) -> Iterator[Record]:
+    """One line a document, filter and run; runs of the same task add up to attempts."""
+    named = re.fullmatch(r"samples_(.+?)_\d{4}-\d\d-\d\dT.*", path.stem)
+    task = named[1] if named else path.stem
+    filters: set[str] = set()
+    for line in _json_lines(path):
+        filters.add(str(line.get("filter", "")))
+        if len(filters) > 1:
+            raise WorkbenchError(
+                f"{path.name} has each answer under the filters {', '.join(sorted(filters))}, which would count it "
+                "several times; keep the lines of one filter."
+            )
+        names = line.get("metrics") or [key for key, value in line.items() if isinstance(value, float)]
+        scores = {name: line[name] for name in names if line.get(name) is not None}
+        yield Record(f"{task}/{line['doc_id']}", scores or None, why="" if scores else "it has no metric")
+
+
+def _garak(path: Path) -> Iterator[Record]:
+    """One attempt an output; its scores are the detectors', where 1 is a hit."""
+    numbers: dict[bytes, int] = {}
+    for line in _json_lines(path):
+        # An attempt stands in the report once when it was sent (status 1) and once when it was judged (status 2).
+        if line.get("entry_type") != "attempt" or line.get("status") != 2:
+            continue
+        probe = str(line.get("probe_classname", ""))
+        prompt = json.dumps([probe, line.get("prompt")], sort_keys=True).encode()
+        number = numbers.setdefault(hashlib.sha256(prompt).digest(), len(numbers))
+        results: Mapping[str, list[Any]] = line.get("detector_results") or {}
+        for i in range(max(map(len, results.values()), default=0) or len(line.get("outputs") or [])):
+            scores = {name: values[i] for name, values in results.items() if i < len(values) and values[i] is not None}
+            yield Record(f"{probe}/{number}", scores or None, why="" if scores else "no detector scored it")
+
+
+def _rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
+    """Tables: (id, attempts, successes), or (id, attempt, one or more scores)."""
+    for number, row in enumerate(rows, start=1):
+        key = next((name for name in _IDS if name in row), None)
+        counted = "attempts" in row and "successes" in row
+        scores = {name: _number(value) for name, value in row.items() if name not in (*_IDS, "attempt", "model")}
+        if key is None or not (counted or scores):
+            columns = ", ".join(map(str, row)) or "none"
+            must = "have the columns id, attempts, successes, or id, attempt, score"
+            raise refuse(f"{path.name}, whose columns are", columns, must, "rename its columns")
+        if not counted:
+            there = {name: value for name, value in scores.items() if value is not None}
+            model = str(row.get("model") or "")
+            yield Record(str(row[key]), there or None, why="" if there else "it has no score", model=model)
+            continue
+        attempts, successes = (_count(path, number, name, row[name]) for name in ("attempts", "successes"))
+        if successes > attempts:
+            what = f"successes in row {number} of {path.name}"
+            raise refuse(what, successes, f"be at most its attempts, {attempts}", "check the order of the columns")
+        yield Record(str(row[key]), None, attempts, successes)
+
+
+def _count(path: Path, number: int, name: str, value: Any) -> int:
+    found = _number(value)
+    if not isinstance(found, int | float) or found != int(found) or found < 0:
+        what = f"{name} in row {number} of {path.name}"
+        raise refuse(what, value, "be a whole number of at least 0", "count attempts, don't average them")
+    return int(found)
+
+
+def _number(value: Any) -> Any:
+    """A cell's number, or its word; None where it is empty or NaN."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value.strip() or None
+    return None if value is None or value != value else value
+
+
+def _csv(path: Path) -> Iterator[Mapping[str, Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for row in csv.DictReader(file):
+            yield {name: value for name, value in row.items() if name is not None}
+
+
+def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise _missing(path, "pyarrow") from None
+    try:
+        file = ParquetFile(path)
+    except ArrowInvalid as error:
+        raise WorkbenchError(f"{path.name} is not a whole Parquet file ({error}); write it again.") from None
+    for batch in file.iter_batches(batch_size=10_000):
+        yield from batch.to_pylist()
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file; HalfWritten where the last line breaks off."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except ValueError:
+                if not line.endswith("\n"):
+                    raise HalfWritten from None
+                raise WorkbenchError(f"Line {number} of {path.name} is not JSON; remove it.") from None
+            if not isinstance(found, dict):
+                raise refuse(f"line {number} of {path.name}", line[:40], "be a JSON object", "write one object a line")
+            yield found
