@@ -227,3 +227,16 @@ def test_slices_keep_to_their_time():
         WorkbenchError, match=r"slice_seconds is 0 but must .* greater than 0; pass seconds such as 0.05"
     ):
         wb.run(Slow(), MonteCarlo(), wb.Budget(samples=6), slice_seconds=0)
+
+
+def test_a_class_that_inherits_from_a_dataclass_is_no_surprise():
+    from workbench.methods.tail_risk.monte_carlo import MonteCarlo
+    from workbench.run import is_estimator
+
+    class Plain(MonteCarlo):
+        pass
+
+    class NoEstimator(wb.Budget):
+        pass
+
+    assert is_estimator(Plain) and not is_estimator(NoEstimator)

@@ -60,6 +60,12 @@ def require_number(
     return number
 
 
+def require_probability(argument: str, value: Any, *, cure: str = "") -> float:
+    """`value` as a float strictly between 0 and 1, or a refusal."""
+    cure = cure or f"pass e.g. {argument}=0.01"
+    return require_number(argument, value, low=0, high=1, open_low=True, open_high=True, cure=cure)
+
+
 def require_integer(argument: str, value: Any, *, low: int | None = None, high: int | None = None, cure: str) -> int:
     """`value` as an int, or a refusal: whole and inside [low, high]."""
     bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)

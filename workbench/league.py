@@ -31,11 +31,11 @@ import numpy as np
 
 from workbench.budget import UNITS, Budget
 from workbench.checkpoint import write_atomically
-from workbench.errors import Unsuitable, WorkbenchError, refuse, require_integer
+from workbench.errors import WorkbenchError, refuse, require_integer
 from workbench.methods import estimators
 from workbench.methods.tail_risk.monte_carlo import clopper_pearson
 from workbench.problems.suite import KINDS, catalogue, find_problem
-from workbench.run import run
+from workbench.run import refusal, run
 from workbench.streams import Stream
 
 # What binds is the unit that a problem spends: tokens for language models, model calls where g or a chain is evaluated.
@@ -120,11 +120,11 @@ def pairs(problems: Iterable[str], players: Sequence[str]) -> tuple[list[tuple[s
     fit, unfit = [], []
     for problem in problems:
         for player, estimator in made.items():
-            try:
-                estimator.init(find_problem(problem))
+            why = refusal(estimator, find_problem(problem))
+            if why is None:
                 fit.append((problem, player))
-            except Unsuitable as reason:
-                unfit.append(str(reason))
+            else:
+                unfit.append(why)
     return fit, unfit
 
 

@@ -78,12 +78,21 @@ class Estimator(Protocol):
 
 def is_estimator(kind: Any) -> bool:
     """Whether a class has the protocol's shape."""
-    frozen = is_dataclass(kind) and vars(kind)["__dataclass_params__"].frozen
+    frozen = is_dataclass(kind) and getattr(kind, "__dataclass_params__").frozen  # noqa: B009 (not in the stubs)
     return (
         isinstance(kind, type)
         and frozen
         and all(callable(getattr(kind, verb, None)) for verb in ("init", "draw", "absorb", "result"))
     )
+
+
+def refusal(estimator: Any, problem: Any) -> str | None:
+    """Why the estimator can't answer the problem, as it says itself; None if it can."""
+    try:
+        estimator.init(problem)
+    except Unsuitable as reason:
+        return str(reason)
+    return None
 
 
 def run(

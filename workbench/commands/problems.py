@@ -83,17 +83,11 @@ def problems_show(problem: str, json_: JsonFlag = False) -> None:
 
 def _asked(problem: Any) -> tuple[list[str], list[str]]:
     """Names of the estimators that accept the problem, and of the others."""
-    from workbench.errors import Unsuitable
     from workbench.methods import estimators
+    from workbench.run import refusal
 
-    answers, refusals = [], []
-    for name, kind in estimators().items():
-        try:
-            kind().init(problem)
-            answers.append(name)
-        except Unsuitable:
-            refusals.append(name)
-    return answers, refusals
+    why = {name: refusal(kind(), problem) for name, kind in estimators().items()}
+    return [name for name, no in why.items() if no is None], [name for name, no in why.items() if no is not None]
 
 
 def _about(name: str, problem: Any) -> str:

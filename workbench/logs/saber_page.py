@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from workbench import plots
-from workbench.errors import WorkbenchError, require_integer, require_number
+from workbench.errors import WorkbenchError, require_integer, require_probability
 from workbench.estimate import Estimate
 from workbench.logs.counts import AttemptCounts
 from workbench.methods.tail_risk.beta_binomial import fit_beta_binomial
@@ -47,10 +47,10 @@ def answer(
 ) -> SaberAnswer:
     """Everything SABER says of the counts. Refuses logs in which every prompt was tried once."""
     k, n = counts.successes, counts.attempts
-    level = require_number("level", level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+    level = require_probability("level", level, cure="pass e.g. level=0.95")
     wanted = [require_integer("n", tries, low=1, cure="ask for a whole number of tries") for tries in n_tries]
     for target in targets:
-        require_number("target", target, low=0, high=1, open_low=True, open_high=True, cure="pass a risk such as 0.5")
+        require_probability("target", target, cure="pass a risk such as 0.5")
     if n.max() < 2:
         raise WorkbenchError(
             f"Each of the {k.size:,} prompts was tried once: that gives ASR@1 = {k.mean():.3g}, but how much prompts "

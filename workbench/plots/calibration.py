@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench import plots
-from workbench.errors import refuse, require_finite, require_number
+from workbench.errors import refuse, require_finite, require_probability
 
 _ROLES = ("baseline", "other", "warn", "band")
 
@@ -56,7 +56,7 @@ class Calibration:
 
 def calibration_figure(found: Calibration, alpha: float) -> Figure:
     """Three panels (two where there is no law): the law at alpha, the size and the promise kept against alpha."""
-    require_number("alpha", alpha, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. alpha=0.1")
+    require_probability("alpha", alpha, cure="pass e.g. alpha=0.1")
     fig, axes = plots.figure(width=10.2 if found.law else 7.4, height=3.9, ncols=3 if found.law else 2)
     *first, size, kept = axes
     for ax in first:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from workbench import plots
 from workbench.budget import Spend
-from workbench.errors import refuse, require_choice, require_finite, require_number
+from workbench.errors import refuse, require_choice, require_finite, require_number, require_probability
 
 UNITS = ("tokens", "flops", "usd")
 
@@ -68,7 +68,7 @@ def tries_for(curve: RiskCurve, target: float) -> tuple[float, float, float]:
     low is read off the band's upper edge and high off its lower one. Infinite where the target lies beyond the
     curve's last point; the first point where it is reached there already; low = 0 and high = inf without a band.
     """
-    require_number("target", target, low=0, high=1, open_low=True, open_high=True, cure="pass a risk such as 0.9")
+    require_probability("target", target, cure="pass a risk such as 0.9")
 
     def first(values: np.ndarray) -> float:
         reached = np.flatnonzero(values >= target)

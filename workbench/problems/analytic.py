@@ -17,7 +17,7 @@ from scipy import integrate, stats
 from scipy.special import ndtr, ndtri
 
 from workbench.budget import charge
-from workbench.errors import require_integer, require_number
+from workbench.errors import require_integer, require_number, require_probability
 from workbench.streams import Stream
 
 
@@ -220,6 +220,4 @@ def heavy_maximum(probability: float, dimension: int = 5, index: float = 2.0) ->
 
 
 def _rare(probability: float) -> float:
-    return require_number(
-        "probability", probability, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. probability=1e-4"
-    )
+    return require_probability("probability", probability, cure="pass e.g. probability=1e-4")

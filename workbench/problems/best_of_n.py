@@ -20,7 +20,14 @@ from typing import Any
 import numpy as np
 from scipy.special import betainccinv, betaincinv, betaln
 
-from workbench.errors import WorkbenchError, refuse, require_finite, require_integer, require_number
+from workbench.errors import (
+    WorkbenchError,
+    refuse,
+    require_finite,
+    require_integer,
+    require_number,
+    require_probability,
+)
 from workbench.streams import Stream
 
 MOST_TRIES = 1e30
@@ -57,7 +64,7 @@ def solve_tries(
     log_survival: an array of N of the given shape to log(1 - ASR@N), the same shape.
     """
     cure = "pass the ASR to reach, e.g. 0.95"
-    goal = np.log1p(-require_number("target", target, low=0, high=1, open_low=True, open_high=True, cure=cure))
+    goal = np.log1p(-require_probability("target", target, cure=cure))
     low, high = np.zeros(shape), np.full(shape, np.log(MOST_TRIES))
     for _ in range(60):
         middle = (low + high) / 2

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from workbench.budget import charge
-from workbench.errors import WorkbenchError, refuse, require_integer, require_number
+from workbench.errors import WorkbenchError, refuse, require_integer, require_probability
 from workbench.streams import Stream
 
 _LONGEST = 1_000_000  # steps; a chain that is absorbed for certain ends far sooner
@@ -140,7 +140,7 @@ def ladder(up: float, rungs: int) -> ChainEvent:
     Truth: (1 - s) / (1 - s^rungs) with s = (1 - up) / up, and 1 / rungs at up = 1/2. It is also a queue that overflows
     before it is empty again, the classic of splitting.
     """
-    up = require_number("up", up, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. up=0.3")
+    up = require_probability("up", up, cure="pass e.g. up=0.3")
     rungs = require_integer("rungs", rungs, low=2, cure="a ladder has a top and a bottom")
     matrix = np.zeros((rungs + 1, rungs + 1))
     matrix[0, 0] = matrix[rungs, rungs] = 1

@@ -91,7 +91,7 @@ class ModelEvent:
 
         tokens counts what both models read: the steered one stops at the switch.
         """
-        drawn = self._mixed(proposal.strength, proposal.mixture, proposal.switch, n, stream)
+        drawn = self.mixed(proposal.strength, proposal.mixture, proposal.switch, n, stream)
         switch = self.max_new_tokens if proposal.switch is None else proposal.switch
         tokens = len(self.prompt) + drawn.lengths
         if switch > 0:
@@ -113,7 +113,7 @@ class ModelEvent:
         under the model steered with each strength of `score_under`, padded with 0. Only hits are scored (the others
         stay 0), and they pay for it.
         """
-        drawn = self._mixed(strength, mixture, switch, n, stream)
+        drawn = self.mixed(strength, mixture, switch, n, stream)
         hit = self._hits(drawn.tokens)
         tokens = 2 * len(self.prompt) + drawn.lengths + np.minimum(drawn.lengths, switch)
         log_q = np.zeros((n, len(score_under), self.max_new_tokens))
@@ -129,11 +129,8 @@ class ModelEvent:
             "tokens": tokens,
         }
 
-    def _mixed(self, strength: float, mixture: Any, switch: Any, n: int, stream: Stream) -> PairedSamples:
-        if self.steer is None:
-            raise LacksCapability(
-                f"{self.name} can't be steered, so it has no proposal; pass steer=..., or use plain Monte Carlo."
-            )
+    def mixed(self, strength: float, mixture: Any, switch: Any, n: int, stream: Stream) -> PairedSamples:
+        """n answers from the base model (share `mixture`) and the steered one, token by token until `switch`."""
         return sample_mixture(
             self.model,
             self.steered(strength),
@@ -148,7 +145,10 @@ class ModelEvent:
 
     def steered(self, strength: float) -> LanguageModel:
         """The steered model; the last one asked for is kept."""
-        assert self.steer is not None
+        if self.steer is None:
+            raise LacksCapability(
+                f"{self.name} can't be steered, so it has no proposal; give the event steer=..., or use plain Monte Carlo."
+            )
         kept = getattr(self, "_steered", None)
         if kept is None or kept[0] != strength:
             # One assignment, and the answer is not read back: another worker may ask for another strength.

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import betaincc, betaincinv
 
-from workbench.errors import refuse, require_choice, require_number
+from workbench.errors import refuse, require_choice, require_number, require_probability
 from workbench.streams import Stream
 
 FUNCTIONALS = ("cvar", "expectile", "quantile")
@@ -91,7 +91,7 @@ class LossTail:
 
     def __post_init__(self) -> None:
         require_choice("functional", self.functional, FUNCTIONALS)
-        require_number("level", self.level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+        require_probability("level", self.level, cure="pass e.g. level=0.95")
 
     @property
     def name(self) -> str:

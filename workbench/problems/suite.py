@@ -12,8 +12,10 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import ndtri
 
-from workbench.errors import Unsuitable, WorkbenchError
+from workbench.errors import WorkbenchError
+from workbench.run import refusal
 
 KINDS = {
     "gaussian": "P(g(Z) <= 0), Z standard normal: tails and classics of structural reliability",
@@ -48,10 +50,10 @@ def catalogue() -> dict[str, Entry]:
         found[name] = Entry(kind, partial(make, *args, **kwargs))
 
     for exponent in (1, 3, 6, 9):
-        threshold = float(-_normal_quantile(10.0**-exponent))
+        threshold = float(-ndtri(10.0**-exponent))
         add("gaussian", f"tail-1e-{exponent}", analytic.GaussianTail, threshold)
     for exponent in (3, 6):
-        add("gaussian", f"two-sided-1e-{exponent}", analytic.GaussianTail, float(-_normal_quantile(0.5 * 10.0**-exponent)), True)  # fmt: skip
+        add("gaussian", f"two-sided-1e-{exponent}", analytic.GaussianTail, float(-ndtri(0.5 * 10.0**-exponent)), True)  # fmt: skip
         add("gaussian", f"shell-1e-{exponent}", analytic.shell, 10.0**-exponent)
         add("gaussian", f"exponential-sum-1e-{exponent}", analytic.exponential_sum, 10.0**-exponent)
         add("gaussian", f"heavy-maximum-1e-{exponent}", analytic.heavy_maximum, 10.0**-exponent)
@@ -109,12 +111,6 @@ def _made(name: str) -> Any:
     return catalogue()[name].make()
 
 
-def _normal_quantile(p: float) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(p))
-
-
 def _with_atom() -> Any:
     """A quarter of the queries never succeeds, whatever the tries."""
     from workbench.problems.best_of_n import BestOfN, draw_thetas
@@ -144,11 +140,4 @@ def known_truth() -> list[Any]:
 
 def suitable(estimator: Any) -> list[Any]:
     """The problems of `known_truth` that the estimator accepts."""
-    accepted = []
-    for problem in known_truth():
-        try:
-            estimator.init(problem)
-        except Unsuitable:
-            continue
-        accepted.append(problem)
-    return accepted
+    return [problem for problem in known_truth() if refusal(estimator, problem) is None]

@@ -562,7 +562,7 @@ def test_leaving_out_the_end_of_sequence_ratio_is_biased_and_keeping_it_is_not()
             if biased
             else expected == pytest.approx(event_truth(language))
         )
-        drawn = event._mixed(2.5, 0.2, None, n, Stream.of(0, "eos"))
+        drawn = event.mixed(2.5, 0.2, None, n, Stream.of(0, "eos"))
         kept = np.where(biased & (drawn.tokens == 0), 0.0, drawn.log_p - drawn.log_q)
         terms = np.exp(kept.sum(axis=1)) * judge(drawn.tokens)
         allowed = bernstein(np.sum(q * w**2) - expected**2, w.max(), n)
@@ -570,7 +570,7 @@ def test_leaving_out_the_end_of_sequence_ratio_is_biased_and_keeping_it_is_not()
         assert abs(terms.mean() - expected) < allowed
     # What the estimator gets is the first: every token of the answer, scored by the two models on their own.
     batch = event.sample_from(proposal, 200, Stream.of(1, "eos"))
-    drawn = event._mixed(2.5, 0.2, None, 200, Stream.of(1, "eos"))
+    drawn = event.mixed(2.5, 0.2, None, 200, Stream.of(1, "eos"))
     assert (drawn.finish_reasons == "eos").sum() > 20
     prompts, answers = [[2]] * 200, drawn.completions()
     pairs = zip(score(language, prompts, answers), score(event.steered(2.5), prompts, answers), strict=True)

@@ -41,7 +41,14 @@ from numbers import Rational
 import numpy as np
 from scipy import stats
 
-from workbench.errors import refuse, require_choice, require_finite, require_integer, require_number
+from workbench.errors import (
+    refuse,
+    require_choice,
+    require_finite,
+    require_integer,
+    require_number,
+    require_probability,
+)
 
 EVERYWHERE = (-math.inf, math.inf)
 _SIDES = ("upper", "lower", "two-sided")
@@ -261,9 +268,7 @@ def rejection_mask(propensity: np.ndarray, max_propensity: float, uniforms: np.n
     `uniforms` in [0, 1) share a shape; `max_propensity` bounds e(x) over the population, not the sample. Source:
     the paper's counterfactual use.
     """
-    limit = require_number(
-        "max_propensity", max_propensity, low=0, high=1, open_low=True, open_high=True, cure="bound e(x) away from 1"
-    )
+    limit = require_probability("max_propensity", max_propensity, cure="bound e(x) away from 1")
     e = require_finite("propensity", propensity, "drop units with an unknown propensity")
     if e.min() < 0 or e.max() > limit:
         worst = e.min() if e.min() < 0 else e.max()

@@ -15,9 +15,9 @@ import numpy as np
 from scipy import stats
 from scipy.special import xlogy
 
-from workbench.errors import refuse, require_finite, require_integer
+from workbench.errors import refuse, require_finite, require_integer, require_probability
 from workbench.methods.tail_risk.expectile_models import asymmetric_squares
-from workbench.methods.tail_risk.expectile_var import check_returns, require_probability
+from workbench.methods.tail_risk.expectile_var import check_returns
 
 
 class Test(NamedTuple):

@@ -21,8 +21,9 @@ from workbench.errors import (
     require_finite,
     require_integer,
     require_number,
+    require_probability,
 )
-from workbench.methods.tail_risk.expectile_var import calibrated_tau, check_returns, expectile, require_probability
+from workbench.methods.tail_risk.expectile_var import calibrated_tau, check_returns, expectile
 from workbench.streams import Stream
 
 CARE_KINDS = ("symmetric", "asymmetric")

@@ -27,18 +27,19 @@ import numpy as np
 from scipy import integrate, optimize, stats
 from scipy.special import ndtri
 
-from workbench.errors import refuse, require_choice, require_finite, require_integer, require_number
+from workbench.errors import (
+    refuse,
+    require_choice,
+    require_finite,
+    require_integer,
+    require_number,
+    require_probability,
+)
 from workbench.estimate import Estimate
 from workbench.streams import Stream
 
 CALIBRATIONS = ("normal", "student", "empirical")
 _FEWEST = 5  # observations beyond the expectile below which its value rests on single days
-
-
-def require_probability(argument: str, value: Any) -> float:
-    """`value` in (0, 1), or a refusal."""
-    cure = f"pass e.g. {argument}=0.01"
-    return require_number(argument, value, low=0, high=1, open_low=True, open_high=True, cure=cure)
 
 
 def expectile(values: Any, tau: float, weights: Any = None) -> Any:

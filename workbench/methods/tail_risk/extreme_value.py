@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.errors import WorkbenchError, refuse, require_finite, require_integer, require_number
+from workbench.errors import (
+    WorkbenchError,
+    refuse,
+    require_finite,
+    require_integer,
+    require_number,
+    require_probability,
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,7 @@ class TailFit:
 
     def exceedance(self, threshold: float, n_queries: int) -> float:
         """P(the worst of n_queries has a risk above `threshold`) = 1 - (1 - S(psi(threshold)))^n."""
-        threshold = require_number(
-            "threshold", threshold, low=0, high=1, open_low=True, open_high=True, cure="pass a risk such as 1e-3"
-        )
+        threshold = require_probability("threshold", threshold, cure="pass a risk such as 1e-3")
         require_number("n_queries", n_queries, low=1, cure="ask for at least one query")
         survival = min(1.0, float(np.exp(self.slope * -np.log(-np.log(threshold)) + self.intercept)))
         return float(-np.expm1(n_queries * np.log1p(-survival))) if survival < 1 else 1.0

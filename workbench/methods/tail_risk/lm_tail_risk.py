@@ -36,7 +36,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from workbench.errors import Unsuitable, WorkbenchError, refuse, require_finite, require_integer, require_number
+from workbench.errors import (
+    Unsuitable,
+    WorkbenchError,
+    refuse,
+    require_finite,
+    require_integer,
+    require_number,
+    require_probability,
+)
 from workbench.estimate import Estimate
 from workbench.exact_sum import ExactSum
 from workbench.run import Batch, State
@@ -219,7 +227,7 @@ class ImportanceSampling:
 
 
 def _check_level(level: float) -> None:
-    require_number("level", level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+    require_probability("level", level, cure="pass e.g. level=0.95")
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from workbench.errors import Unsuitable, refuse, require_choice, require_finite, require_number
+from workbench.errors import Unsuitable, refuse, require_choice, require_finite, require_probability
 from workbench.estimate import Estimate
 from workbench.methods.tail_risk.expectile_var import expectile
 from workbench.methods.tail_risk.monte_carlo import clopper_pearson
+from workbench.problems.losses import FUNCTIONALS
 from workbench.run import Batch, State
 from workbench.streams import Stream
 
-FUNCTIONALS = ("cvar", "expectile", "quantile")
 _FEW = 10.0
 _EXTRA = 0.5
 
@@ -57,7 +57,7 @@ def cvar(losses: Any, level: float) -> float:
 
 
 def _level(level: float) -> float:
-    return require_number("level", level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+    return require_probability("level", level, cure="pass e.g. level=0.95")
 
 
 def _quantile(y: np.ndarray, level: float) -> float:
@@ -71,9 +71,7 @@ def quantile_interval(losses: Any, level: float, confidence: float = 0.95) -> tu
     The number of losses at or below the quantile is at least, and that below it at most, Binomial(n, level).
     """
     y, level = check_losses(losses), _level(level)
-    tail = (
-        1 - require_number("confidence", confidence, low=0, high=1, open_low=True, open_high=True, cure="pass 0.95")
-    ) / 2
+    tail = (1 - require_probability("confidence", confidence, cure="pass 0.95")) / 2
     below, above = int(stats.binom.ppf(tail, len(y), level)), int(stats.binom.isf(tail, len(y), level)) + 1
     return float(y[below - 1]) if below >= 1 else 0.0, float(y[above - 1]) if above <= len(y) else 1.0
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
-from workbench.errors import Unsuitable, refuse, require_integer, require_number
+from workbench.errors import Unsuitable, refuse, require_integer, require_probability
 from workbench.estimate import Estimate
 from workbench.run import Batch, State
 from workbench.streams import Stream
@@ -26,7 +26,7 @@ def clopper_pearson(hits: int, n: int, level: float = 0.95) -> tuple[float, floa
     """
     require_integer("n", n, low=1, cure="draw at least one sample")
     require_integer("hits", hits, low=0, high=n, cure="count hits among the n trials")
-    level = require_number("level", level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+    level = require_probability("level", level, cure="pass e.g. level=0.95")
     tail = (1 - level) / 2
     low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
     high = 1.0 if hits == n else float(beta.isf(tail, hits + 1, n - hits))
@@ -40,7 +40,7 @@ class MonteCarlo:
     level: float = 0.95
 
     def __post_init__(self) -> None:
-        require_number("level", self.level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+        require_probability("level", self.level, cure="pass e.g. level=0.95")
 
     def init(self, problem: Any) -> State:
         if not callable(getattr(problem, "sample", None)):

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from workbench.errors import Unsuitable, refuse, require_finite, require_number
+from workbench.errors import Unsuitable, refuse, require_finite, require_probability
 from workbench.estimate import Estimate
 from workbench.exact_sum import ExactSum
 from workbench.run import Batch, State
@@ -186,7 +186,7 @@ class Pdis:
     level: float = 0.95
 
     def __post_init__(self) -> None:
-        require_number("level", self.level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+        require_probability("level", self.level, cure="pass e.g. level=0.95")
 
     def init(self, problem: Any) -> State:
         if not callable(getattr(problem, "log", None)):

@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from workbench.errors import Unsuitable, refuse, require_choice, require_integer, require_number
+from workbench.errors import Unsuitable, refuse, require_choice, require_integer, require_probability
 from workbench.estimate import Estimate
 from workbench.methods.tail_risk.beta_binomial import BetaFit, check_counts, fit_beta_binomial, one_table, query_scores
 from workbench.methods.tail_risk.monte_carlo import clopper_pearson
@@ -65,7 +65,7 @@ _FEW = 5
 
 def _z(level: float) -> float:
     """z of a two-sided interval."""
-    level = require_number("level", level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+    level = require_probability("level", level, cure="pass e.g. level=0.95")
     return float(-ndtri((1 - level) / 2))
 
 

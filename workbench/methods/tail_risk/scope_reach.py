@@ -40,7 +40,15 @@ from scipy.optimize import brentq
 from scipy.special import rel_entr
 from scipy.stats import norm
 
-from workbench.errors import Unsuitable, WorkbenchError, refuse, require_finite, require_integer, require_number
+from workbench.errors import (
+    Unsuitable,
+    WorkbenchError,
+    refuse,
+    require_finite,
+    require_integer,
+    require_number,
+    require_probability,
+)
 from workbench.estimate import Estimate
 from workbench.exact_sum import ExactSum
 from workbench.methods.tail_risk.monte_carlo import clopper_pearson
@@ -253,7 +261,7 @@ def chernoff_interval(mean: float, n: int, level: float = 0.95) -> tuple[float, 
     independent draws of any law on [0, 1] (Chernoff 1952, Hoeffding 1963). At mean 0 it is Clopper and Pearson's."""
     mean = require_number("mean", mean, low=0, high=1, cure="average draws from [0, 1]")
     n = require_integer("n", n, low=1, cure="draw at least one sample")
-    level = require_number("level", level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+    level = require_probability("level", level, cure="pass e.g. level=0.95")
     most = math.log(2 / (1 - level)) / n
 
     def excess(p: float) -> float:
@@ -296,7 +304,7 @@ class _Hazards:
     level: float = 0.95
 
     def __post_init__(self) -> None:
-        require_number("level", self.level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+        require_probability("level", self.level, cure="pass e.g. level=0.95")
 
     def init(self, problem: Any) -> State:
         _event_outcome(type(self).__name__, problem)

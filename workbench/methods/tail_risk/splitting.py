@@ -29,7 +29,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import t as student
 
-from workbench.errors import Unsuitable, require_integer, require_number
+from workbench.errors import Unsuitable, require_integer, require_probability
 from workbench.estimate import Estimate
 from workbench.run import Batch, State
 from workbench.streams import Stream
@@ -57,9 +57,9 @@ class Splitting:
     def __post_init__(self) -> None:
         require_integer("particles", self.particles, low=2, cure="splitting needs survivors to branch from, e.g. 50")
         cure = "pass the share that dies at each level, e.g. 0.25"
-        require_number("kill", self.kill, low=0, high=1, open_low=True, open_high=True, cure=cure)
+        require_probability("kill", self.kill, cure=cure)
         require_integer("moves", self.moves, low=1, cure="a copy that does not move is no new draw; pass e.g. 8")
-        require_number("level", self.level, low=0, high=1, open_low=True, open_high=True, cure="pass e.g. level=0.95")
+        require_probability("level", self.level, cure="pass e.g. level=0.95")
 
     def init(self, problem: Any) -> State:
         _moves_of(problem)

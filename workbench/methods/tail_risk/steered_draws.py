@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
 from workbench.errors import LacksCapability, WorkbenchError, require_integer
 from workbench.methods.tail_risk import exact_risk
 from workbench.methods.tail_risk.lm_tail_risk import LEAST_ESS, Proposal
-from workbench.models import GrammarModel, PrefixTree, bigram, prefix_tree, sample_mixture
+from workbench.models import GrammarModel, PrefixTree, bigram, prefix_tree
 from workbench.models.grammars import CODEWORD
 from workbench.models.sampling import PairedSamples
 from workbench.problems.event import ModelEvent, generates
@@ -32,22 +32,25 @@ class Weighed:
     hit: np.ndarray
     log_weight: np.ndarray
 
+    @cached_property
+    def terms(self) -> np.ndarray:
+        """(k,) w h: the weight of each hit, 0 for the others."""
+        return np.where(self.hit, np.exp(self.log_weight), 0.0)
+
     @property
     def value(self) -> float:
         """sum of w h / k."""
-        return float(np.where(self.hit, np.exp(self.log_weight), 0.0).mean())
+        return float(self.terms.mean())
 
     @property
     def std_error(self) -> float:
         """Standard error of `value`: the terms' standard deviation / sqrt(k)."""
-        terms = np.where(self.hit, np.exp(self.log_weight), 0.0)
-        return float(terms.std(ddof=1) / np.sqrt(len(terms)))
+        return float(self.terms.std(ddof=1) / np.sqrt(len(self.terms)))
 
     @property
     def ess(self) -> float:
         """Effective number of hits, (sum w h)^2 / sum (w h)^2; 0 without a hit."""
-        terms = np.where(self.hit, np.exp(self.log_weight), 0.0)
-        return float(terms.sum() ** 2 / (terms**2).sum()) if terms.any() else 0.0
+        return float(self.terms.sum() ** 2 / (self.terms**2).sum()) if self.terms.any() else 0.0
 
     @property
     def trusted(self) -> bool:
@@ -63,17 +66,7 @@ def weigh(event: ModelEvent, proposal: Proposal, k: int, stream: Stream, *, end_
     Raises LacksCapability where the event can't be steered.
     """
     require_integer("k", k, low=2, cure="draw at least two answers, one has no spread")
-    drawn = sample_mixture(
-        event.model,
-        _steered(event, proposal.strength),
-        [event.prompt],
-        mixture=proposal.mixture,
-        switch=proposal.switch,
-        n=k,
-        max_new_tokens=event.max_new_tokens,
-        stream=stream,
-        stop_ids=event.stop_ids,
-    )
+    drawn = event.mixed(proposal.strength, proposal.mixture, proposal.switch, k, stream)
     counted = np.ones(drawn.tokens.shape, dtype=bool) if end_ratio else ~np.isin(drawn.tokens, event.model.eos_ids)
     return Weighed(drawn, event.judge(drawn.tokens), ((drawn.log_p - drawn.log_q) * counted).sum(axis=1))
 
@@ -188,14 +181,8 @@ def running_on_event(max_new_tokens: int = 20) -> ModelEvent:
     )
 
 
-def _steered(event: ModelEvent, strength: float):
-    if event.steer is None:
-        raise LacksCapability(f"{event.name} can't be steered, so it has no proposal; give the event steer=....")
-    return event.steered(strength)
-
-
 def _grammar(event: ModelEvent, strength: float | None = None) -> GrammarModel:
-    model = event.model if strength is None else _steered(event, strength)
+    model = event.model if strength is None else event.steered(strength)
     if not isinstance(model, GrammarModel):
         raise LacksCapability(f"{event.name} is no grammar, so nothing sums over its states; enumerate its answers.")
     return model
@@ -210,7 +197,7 @@ def _tree(event: ModelEvent) -> tuple[PrefixTree, np.ndarray]:
 @lru_cache(maxsize=128)
 def _paths(event: ModelEvent, strength: float) -> exact_risk.EventPaths:
     tree, hits = _tree(event)
-    return exact_risk.event_paths(tree, hits, tree.log_probs_under(_steered(event, strength)))
+    return exact_risk.event_paths(tree, hits, tree.log_probs_under(event.steered(strength)))
 
 
 @lru_cache(maxsize=8)
