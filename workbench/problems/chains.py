@@ -10,6 +10,7 @@ Does not: fit chains to data.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -46,9 +47,8 @@ def reach_probability(transitions: np.ndarray, target: np.ndarray, horizon: int 
     transitions (S, S); target (S,) bool. "Ever" is the smallest solution of p = Q p + r: states that can't reach the
     target have 0, the others' system is then regular.
     """
-    matrix, target = check_transitions(transitions), np.asarray(target, dtype=bool)
-    if target.shape != (len(matrix),) or not target.any():
-        raise refuse("target", target.tolist(), f"mark at least one of {len(matrix)} states", "pass one bool a state")
+    matrix = check_transitions(transitions)
+    target = _check_target(target, len(matrix))
     step_in = matrix[:, target].sum(axis=1)
     inner = np.where(target[None, :] | target[:, None], 0.0, matrix)
     if horizon is not None:
@@ -61,6 +61,13 @@ def reach_probability(transitions: np.ndarray, target: np.ndarray, horizon: int 
     reached = target.astype(float)
     reached[alive] = np.linalg.solve(np.eye(alive.sum()) - inner[np.ix_(alive, alive)], step_in[alive])
     return reached
+
+
+def _check_target(target: np.ndarray, n_states: int) -> np.ndarray:
+    target = np.asarray(target, dtype=bool)
+    if target.shape != (n_states,) or not target.any():
+        raise refuse("target", target.tolist(), f"mark at least one of {n_states} states", "pass one bool a state")
+    return target
 
 
 def _can_reach(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -89,25 +96,32 @@ class ChainEvent:
     height: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        matrix, target = check_transitions(self.transitions), np.asarray(self.target, dtype=bool)
+        matrix = check_transitions(self.transitions)
+        target = _check_target(self.target, len(matrix))
         cure = "number the states from 0"
         require_integer("start", self.start, low=0, high=len(matrix) - 1, cure=cure)
         object.__setattr__(self, "transitions", matrix)
         object.__setattr__(self, "target", target)
-        reached = reach_probability(matrix, target, self.horizon)
-        ends = target | (np.diag(matrix) == 1)
-        if self.horizon is None and not _can_reach(matrix, ends)[self.start]:
+        if self.horizon is not None:
+            require_integer("horizon", self.horizon, low=0, cure="pass a number of steps")
+        elif not _can_reach(matrix, self.ends)[self.start]:
             raise WorkbenchError(
                 f"{self.name} never ends: from state {self.start} neither the target nor an absorbing state can be "
                 "reached; set a horizon, or an absorbing state."
             )
-        object.__setattr__(self, "_truth", float(reached[self.start]))
-        object.__setattr__(self, "ends", ends)
-        object.__setattr__(self, "_cdf", matrix.cumsum(axis=1))
 
-    @property
+    @cached_property
     def truth(self) -> float:
-        return self._truth  # type: ignore[attr-defined]
+        return float(reach_probability(self.transitions, self.target, self.horizon)[self.start])
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """(S,) bool: where a path ends, at the target or in a state that it can't leave."""
+        return self.target | (np.diag(self.transitions) == 1)
+
+    @cached_property
+    def _cdf(self) -> np.ndarray:
+        return self.transitions.cumsum(axis=1)
 
     def levels(self) -> np.ndarray:
         """(S,) float: how near the target each state is."""
@@ -116,15 +130,14 @@ class ChainEvent:
     def step(self, states: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """The next states (n,) of paths in `states` (n,), by inversion of `uniforms` (n,)."""
         charge(model_calls=len(states))
-        cdf = self._cdf[states]  # type: ignore[attr-defined]
+        cdf = self._cdf[states]
         return (cdf[:, :-1] <= uniforms[:, None]).sum(axis=1)
 
     def sample(self, n: int, stream: Stream) -> dict[str, np.ndarray]:
         """{"hit": (n,) bool}: n paths."""
         states, alive = np.full(n, self.start), np.arange(n)
-        ends: np.ndarray = self.ends  # type: ignore[attr-defined]
         for t in range(_LONGEST if self.horizon is None else self.horizon):
-            alive = alive[~ends[states[alive]]]
+            alive = alive[~self.ends[states[alive]]]
             if not len(alive):
                 break
             states[alive] = self.step(states[alive], stream.uniforms_of(alive, 1, step=t)[:, 0])

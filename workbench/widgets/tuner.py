@@ -26,6 +26,7 @@ from workbench.run import Problem, is_estimator, run
 from workbench.widgets import equal_spend, freeze
 from workbench.widgets.comparison import SLICE_SECONDS
 from workbench.widgets.freeze import Setup
+from workbench.widgets.tuner_controls import Controls
 from workbench.widgets.tuner_screen import Screen
 
 _HEADLESS_SECONDS = 0.6
@@ -159,15 +160,8 @@ class BudgetTuner:
     @property
     def screen(self) -> Screen:
         if self._screen is None:
-            self._screen = Screen(
-                self._start,
-                self._estimators,
-                list(self._makers),
-                self._ranges,
-                self.problem,
-                self.unsuited,
-                self._freeze,
-            )
+            controls = Controls(self._start, self._estimators, list(self._makers), self._ranges, self.unsuited)
+            self._screen = Screen(controls, self.problem, self._freeze)
         return self._screen
 
     def _freeze(self, setup: Setup) -> tuple[str, str, str]:

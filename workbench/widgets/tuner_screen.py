@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
@@ -30,23 +30,15 @@ _REDRAW_SECONDS, _GONE_SECONDS = 0.1, 1.0
 class Screen:
     """The widgets of one tuner; `root` is what to display.
 
-    start      the setup that the controls begin with
-    estimators name -> estimator, all that can be picked
-    problems   names of the problems that can be picked
-    ranges     unit -> (low, high) of the budget's sliders
+    controls   what can be set
     problem    name -> the problem
-    unsuited   problem's name -> {method: why it can't answer it}
     write      setup -> (Python, the parameter's line, the command)
     """
 
     def __init__(
         self,
-        start: Setup,
-        estimators: Mapping[str, Any],
-        problems: Sequence[str],
-        ranges: Mapping[str, tuple[float, float]],
+        controls: Controls,
         problem: Callable[[str], Any],
-        unsuited: Callable[[str], dict[str, str]],
         write: Callable[[Setup], tuple[str, str, str]],
     ) -> None:
         self._problem, self._write = problem, write
@@ -55,7 +47,7 @@ class Screen:
         self._next_redraw, self._closed = 0.0, False
         self._make_view()
         self._latest = Latest(self._compute, self._show, self._failed)
-        self.controls = Controls(start, estimators, problems, ranges, unsuited)
+        self.controls = controls
         self.controls.observe(self._edited)
         left = ipywidgets.VBox(self.controls.boxes)
         left.add_class("workbench-controls")
