@@ -74,10 +74,12 @@ def test_headless_shows_up_to_three_states_side_by_side(shown, monkeypatch):
     explore(draw, static=[{"n": 3}, {"n": 5}, {"n": 9, "name": "two"}], **CONTROLS)
     [picture] = shown
     alone = Image.open(io.BytesIO(plots.to_png(draw(5, "one", True))))
-    row = Image.open(io.BytesIO(picture.data))
-    assert row.size == (3 * alone.width, alone.height)
-    thirds = [row.crop((i * alone.width, 0, (i + 1) * alone.width, row.height)).tobytes() for i in range(3)]
-    assert len(set(thirds)) == 3
+    w, h = alone.size
+    rows = Image.open(io.BytesIO(picture.data))
+    assert rows.size == (2 * w, 2 * h), "three in a row would be too wide to read"
+    quarters = [rows.crop((x * w, y * h, (x + 1) * w, (y + 1) * h)) for y in (0, 1) for x in (0, 1)]
+    assert len({quarter.tobytes() for quarter in quarters}) == 4
+    assert quarters[3].getextrema() == ((255, 255),) * 3
     assert picture.alt.endswith("n 3, name one, dashed. Next to it: n 5, name one. Next to it: n 9, name two.")
 
 

@@ -25,7 +25,7 @@ from workbench.widgets.controls import Short, Spec
 from workbench.widgets.latest import Latest
 
 Drawn = Figure | HTML
-_WIDEST = 2200  # pixels of figures in a row
+_WIDEST = 1500  # pixels of figures in a row, beyond which a notebook shrinks their type
 _READABLE = 66  # pixels an inch of a figure, of which its type takes 9 or 10 points
 _MANY = 9  # controls that still fit beside a figure
 
@@ -41,7 +41,7 @@ def explore(
 
     draw      returns a Figure, or an IPython HTML object whose text is escaped already
     alt       what the figure shows, for those who can't see it; by default its titles and axis labels
-    static    up to three states, e.g. [{"n": 5}, {"n": 50}]; headless they stand side by side
+    static    up to three states, e.g. [{"n": 5}, {"n": 50}]; headless they stand side by side, or in rows
     controls  (low, high, default) for a slider (whole numbers if all three are), a list for a choice whose
               first entry is the default, a bool for a tick box; or `Slider`, `Choice`, `Tick` with a
               label, a unit, a log scale
@@ -151,17 +151,17 @@ def _show_static(
 
 
 def _beside(pngs: list[bytes]) -> bytes:
-    """PNGs as one PNG: in a row, or one under the other where a row would be too wide to read."""
+    """PNGs as one PNG, in rows that are narrow enough to read."""
     if len(pngs) == 1:
         return pngs[0]
     parts = [Raster.open(io.BytesIO(png)).convert("RGB") for png in pngs]
-    widths, heights = [part.width for part in parts], [part.height for part in parts]
-    row = sum(widths) <= _WIDEST
-    both = Raster.new("RGB", (sum(widths), max(heights)) if row else (max(widths), sum(heights)), "white")
+    width, height = max(part.width for part in parts), max(part.height for part in parts)
+    columns = min(len(parts), max(1, _WIDEST // width))
+    whole = Raster.new("RGB", (columns * width, -(-len(parts) // columns) * height), "white")
     for i, part in enumerate(parts):
-        both.paste(part, (sum(widths[:i]), 0) if row else (0, sum(heights[:i])))
+        whole.paste(part, (i % columns * width, i // columns * height))
     buffer = io.BytesIO()
-    both.save(buffer, format="png")
+    whole.save(buffer, format="png")
     return buffer.getvalue()
 
 
