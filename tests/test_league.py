@@ -75,9 +75,8 @@ def test_a_known_bias_shows_and_none_is_made_up():
 def test_workers_and_stops_change_nothing(tmp_path):
     games = (["tail-1e-1", "ladder-even"], ["MonteCarlo"], SMALL)
     whole = league.play(*games, repeats=20, out=tmp_path / "whole", workers=1)
-    assert league.play(*games, repeats=20, out=tmp_path / "two", workers=2) == whole or _same(
-        league.read_rows(tmp_path / "two"), whole
-    )
+    assert _same(league.play(*games, repeats=20, out=tmp_path / "two", workers=2), whole)
+    assert _same(league.read_rows(tmp_path / "two"), whole)
     part = league.play(*games, repeats=7, out=tmp_path / "part", workers=1)
     assert _same(league.play(*games, repeats=20, out=tmp_path / "part", workers=1), whole) and len(part) == 14
 
@@ -133,7 +132,7 @@ def test_a_killed_league_goes_on_where_it_was(tmp_path):
 
 
 def test_problems_are_named_by_kind_and_pattern():
-    assert league.choose_problems([]) == list(catalogue()) or set(league.choose_problems([])) == set(catalogue())
+    assert set(league.choose_problems([])) == set(catalogue())
     assert set(league.choose_problems(["chain"])) == {
         name for name, entry in catalogue().items() if entry.kind == "chain"
     }

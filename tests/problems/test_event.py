@@ -113,7 +113,7 @@ def test_draws_hit_as_often_as_they_should_and_their_weights_undo_the_steering(e
 def test_weights_hold_every_token_scored_by_each_model_on_its_own(event):
     n, strength = 250, 3.0
     mixture, switch = settings_of(n)
-    drawn = event._mixed(strength, mixture, switch, n, Stream.of(2, "weights"))
+    drawn = event.mixed(strength, mixture, switch, n, Stream.of(2, "weights"))
     batch = event.pilot_from(strength, mixture, switch, n, Stream.of(2, "weights"), score_under=(strength, 6.0))
     prompts, answers = [list(event.prompt)] * n, drawn.completions()
     scored = {s: score(event.steer(s), prompts, answers) for s in (strength, 6.0)}
@@ -209,7 +209,9 @@ def test_a_problem_without_steering_has_no_proposal_and_says_so():
         lambda: event.sample_from(Proposal(), 5, Stream.of(0)),
         lambda: event.pilot_from(2.0, np.zeros(5), np.zeros(5, dtype=int), 5, Stream.of(0), ()),
     ):
-        with pytest.raises(LacksCapability, match=r"bigram can't be steered, .*pass steer=\.\.\., or use plain"):
+        with pytest.raises(
+            LacksCapability, match=r"bigram can't be steered, .*give the event steer=\.\.\., or use plain"
+        ):
             call()
 
 

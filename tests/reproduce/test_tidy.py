@@ -137,3 +137,10 @@ def test_the_command_checks_without_writing_and_goes_on_after_a_bad_file(home, p
     mended = home.run("tidy", str(paper))
     assert mended.returncode == 0 and ": mended" in mended.stdout and paper.read_text() != before
     assert home.run("tidy", "--check", str(paper)).returncode == 0
+
+
+def test_a_notebook_in_another_layout_is_stored_as_jupyter_does(paper):
+    text = paper.read_text()
+    paper.write_text(json.dumps(json.loads(text), indent=4))
+    assert tidy.untidy_file(paper) == tidy.tidy(paper) == ["it is not stored as Jupyter stores it"]
+    assert paper.read_text() == text and tidy.tidy(paper) == []

@@ -28,7 +28,7 @@ def tidy(
     mended = left = 0
     for path in found:
         try:
-            phrases = notebooks.untidy(notebooks.read_notebook(path)) if check else notebooks.tidy(path)
+            phrases = notebooks.untidy_file(path) if check else notebooks.tidy(path)
             sentences = notebooks.problems(path)
         except (WorkbenchError, OSError) as error:
             phrases, sentences = [], [str(error).rstrip(".")]

@@ -106,11 +106,17 @@ def as_text(notebook: dict[str, Any]) -> str:
 
 def tidy(path: Path) -> list[str]:
     """Mend what can be mended, on disk; what was mended, a phrase each."""
-    notebook = read_notebook(path)
-    mended = untidy(notebook)
+    mended = untidy_file(path)
     if mended:
-        write_atomically(path, as_text(tidied(notebook)).encode())
+        write_atomically(path, as_text(tidied(read_notebook(path))).encode())
     return mended
+
+
+def untidy_file(path: Path) -> list[str]:
+    """What `tidy` would mend in a file, a phrase each."""
+    notebook = read_notebook(path)
+    stored = as_text(notebook) == path.read_text(encoding="utf-8")
+    return untidy(notebook) or ([] if stored else ["it is not stored as Jupyter stores it"])
 
 
 def problems(path: Path) -> list[str]:

@@ -37,6 +37,7 @@ from workbench.streams import Stream
 
 _FEW = 10.0
 _EXTRA = 0.5
+_DUST = 1e-12  # losses nearer than this are one loss
 
 
 def check_losses(losses: Any) -> np.ndarray:
@@ -95,13 +96,15 @@ def likelihood_interval(losses: Any, functional: str, level: float, confidence: 
             return _log_ratio(_equation(values, theta, functional, level), weight) - most
 
         bound = float(values.max() if worst else values.min())
-        if functional == "cvar" and not worst and values.min() == values.max():
+        if functional == "cvar" and not worst and np.ptp(values) < _DUST:
             # The worst share lies at the largest loss v, whatever lies below: P(L >= v) >= q gives CVaR >= v q / (1 - level).
             q, _ = clopper_pearson(int((y >= place).sum()), len(y), confidence)
             ends.append(place * min(1.0, q / (1 - level)))
             continue
         # At the very end of the range no law is left and the ratio is infinite.
-        ends.append(bound if bound == centre else float(optimize.brentq(off, centre, bound, xtol=1e-12, rtol=1e-10)))  # type: ignore[arg-type]
+        ends.append(
+            bound if abs(bound - centre) < _DUST else float(optimize.brentq(off, centre, bound, xtol=1e-12, rtol=1e-10))
+        )  # type: ignore[arg-type]
     return max(0.0, ends[0]), min(1.0, ends[1])
 
 
