@@ -102,9 +102,10 @@ def likelihood_interval(losses: Any, functional: str, level: float, confidence: 
             ends.append(place * min(1.0, q / (1 - level)))
             continue
         # At the very end of the range no law is left and the ratio is infinite.
-        ends.append(
-            bound if abs(bound - centre) < _DUST else float(optimize.brentq(off, centre, bound, xtol=1e-12, rtol=1e-10))
-        )  # type: ignore[arg-type]
+        if abs(bound - centre) < _DUST:
+            ends.append(bound)
+        else:
+            ends.append(float(optimize.brentq(off, centre, bound, xtol=1e-12, rtol=1e-10)))  # type: ignore[arg-type]
     return max(0.0, ends[0]), min(1.0, ends[1])
 
 
