@@ -25,7 +25,7 @@ def _check_policy(name: str, policy: np.ndarray, shape: tuple[int, ...], support
         raise refuse(name, "an action that the log can't hold", "be covered by the behaviour policy", cure)
 
 
-def _choose(probabilities: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+def choose(probabilities: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     """(n,) indices from rows of probabilities (n, K) by inversion."""
     return (probabilities.cumsum(axis=1)[:, :-1] <= uniforms[:, None]).sum(axis=1)
 
@@ -55,8 +55,8 @@ class LoggedBandit:
     def log(self, n: int, stream: Stream) -> dict[str, np.ndarray]:
         """{"context", "action": (n,) int, "reward": (n,), "ratio": (n,) target over behaviour}."""
         uniforms = stream.uniforms(n, 3)
-        context = _choose(np.broadcast_to(self.contexts, (n, len(self.contexts))), uniforms[:, 0])
-        action = _choose(self.behaviour[context], uniforms[:, 1])
+        context = choose(np.broadcast_to(self.contexts, (n, len(self.contexts))), uniforms[:, 0])
+        action = choose(self.behaviour[context], uniforms[:, 1])
         reward = (uniforms[:, 2] < self.rewards[context, action]).astype(float)
         ratio = self.target[context, action] / self.behaviour[context, action]
         return {"context": context, "action": action, "reward": reward, "ratio": ratio}
@@ -99,16 +99,16 @@ class LoggedDecisions:
     def log(self, n: int, stream: Stream) -> dict[str, np.ndarray]:
         """{"state", "action", "reward", "ratio"}, each (n, horizon); ratio is that step's, not the product."""
         uniforms = stream.uniforms(n, 1 + 3 * self.horizon)
-        state = _choose(np.broadcast_to(self.start, (n, len(self.start))), uniforms[:, 0])
+        state = choose(np.broadcast_to(self.start, (n, len(self.start))), uniforms[:, 0])
         found: dict[str, list[np.ndarray]] = {"state": [], "action": [], "reward": [], "ratio": []}
         for t in range(self.horizon):
             draws = uniforms[:, 1 + 3 * t : 4 + 3 * t]
-            action = _choose(self.behaviour[state], draws[:, 0])
+            action = choose(self.behaviour[state], draws[:, 0])
             found["state"].append(state)
             found["action"].append(action)
             found["reward"].append((draws[:, 1] < self.rewards[state, action]).astype(float))
             found["ratio"].append(self.target[state, action] / self.behaviour[state, action])
-            state = _choose(self.transitions[state, action], draws[:, 2])
+            state = choose(self.transitions[state, action], draws[:, 2])
         return {name: np.stack(values, axis=1) for name, values in found.items()}
 
 
@@ -131,11 +131,7 @@ def random_decisions(
     """Transitions Dirichlet(0.2), rewards uniform on two fifths of the pairs; behaviour a soft greedy policy mixed with
     the uniform one, target a sharper one."""
     rng = Stream.of(seed, "random-decisions").generator()
-    transitions = rng.dirichlet(np.full(states, 0.2), (states, actions))
-    rewards = rng.random((states, actions)) * (rng.random((states, actions)) < 0.4)
-    gains = rewards
-    for _ in range(horizon - 1):
-        gains = rewards + transitions @ gains.max(axis=1)
+    transitions, rewards, gains = random_process(rng, states, actions, 0.2, horizon)
     return LoggedDecisions(
         f"decisions({states} x {actions}, T={horizon}, sharpness {sharpness:g}, seed {seed})",
         transitions,
@@ -145,6 +141,19 @@ def random_decisions(
         0.9 * _softmax(sharpness * gains) + 0.1 / actions,
         horizon,
     )
+
+
+def random_process(
+    rng: np.random.Generator, states: int, actions: int, spread: float, horizon: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(transitions (S, A, S) Dirichlet(spread), rewards (S, A) uniform on two fifths of the pairs, Q* (S, A) of the first
+    of `horizon` steps)."""
+    transitions = rng.dirichlet(np.full(states, spread), (states, actions))
+    rewards = rng.random((states, actions)) * (rng.random((states, actions)) < 0.4)
+    gains = rewards
+    for _ in range(horizon - 1):
+        gains = rewards + transitions @ gains.max(axis=1)
+    return transitions, rewards, gains
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:

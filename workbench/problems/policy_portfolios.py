@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench.errors import refuse, require_finite, require_integer
 from workbench.models import PrefixTree
-from workbench.problems.off_policy import LoggedDecisions
+from workbench.problems.off_policy import LoggedDecisions, choose, random_process
 from workbench.streams import Stream
 
 _NOISES = (0.05, 0.2, 0.5, 1.0, 2.0)
@@ -41,11 +41,7 @@ def tabular_portfolio(mixing: int, stream: Stream) -> TabularPortfolio:
     """
     require_integer("mixing", mixing, low=0, high=6, cure="there are seven processes, 0 to 6")
     rng, (states, actions) = stream.generator(), (12, 3)
-    transitions = rng.dirichlet(np.full(states, 0.15 + 0.1 * mixing), (states, actions))
-    rewards = rng.random((states, actions)) * (rng.random((states, actions)) < 0.4)
-    gains = rewards
-    for _ in range(HORIZON - 1):
-        gains = rewards + transitions @ gains.max(axis=1)
+    transitions, rewards, gains = random_process(rng, states, actions, 0.15 + 0.1 * mixing, HORIZON)
     soft = np.exp((gains - gains.max(axis=1, keepdims=True)) / 0.5)
     behaviour = 0.7 * soft / soft.sum(axis=1, keepdims=True) + 0.3 / actions
     noise, mix = np.array(_NOISES * 2), np.array(_MIXES + _MIXES[::-1])
@@ -78,8 +74,7 @@ class DigitsPortfolio:
     def log(self, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """{"row", "action", "reward", "propensity"}, each (n,): images drawn with replacement."""
         row = rng.integers(len(self.digits), size=n)
-        edges = self.behaviour[row].cumsum(axis=1)[:, :-1]
-        action = (edges <= rng.random((n, 1))).sum(axis=1)
+        action = choose(self.behaviour[row], rng.random(n))
         reward = (action == self.digits[row]).astype(float)
         return {"row": row, "action": action, "reward": reward, "propensity": self.behaviour[row, action]}
 
