@@ -15,7 +15,16 @@ from workbench.estimate import Estimate
 def somebody_is_looking() -> bool:
     if os.environ.get("WORKBENCH_HEADLESS"):
         return False
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
+    return _in_jupyter() or sys.stderr.isatty()
+
+
+def _in_jupyter() -> bool:
+    """Whether this code runs in a kernel; that ipykernel is imported is not enough."""
+    if "ipykernel" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
 
 
 _PATIENCE, _EVERY = 0.5, 0.1
@@ -31,7 +40,7 @@ class Progress:
         self.budget = budget
         self._wanted = somebody_is_looking() if wanted is None else wanted
         self._next = time.perf_counter() + _PATIENCE
-        self._in_jupyter = "ipykernel" in sys.modules
+        self._in_jupyter = _in_jupyter()
         self._bar: Any = None
 
     def __enter__(self) -> Progress:

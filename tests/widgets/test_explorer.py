@@ -2,6 +2,7 @@ import io
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from IPython import display as ipython_display
@@ -176,6 +177,8 @@ def test_figures_are_pictures_and_leave_nothing_behind():
 
 
 def test_progress_appears_in_a_long_run_only(capsys, monkeypatch):
+    import ipykernel  # noqa: F401  (imported, as by a neighbour, but this is no kernel)
+
     from workbench import progress
 
     wb.run(GaussianTail(2.0), MonteCarlo(), wb.Budget(samples=100), progress=True)
@@ -187,6 +190,22 @@ def test_progress_appears_in_a_long_run_only(capsys, monkeypatch):
     monkeypatch.setattr(progress.Progress, "_task", 0, raising=False)
     wb.run(GaussianTail(2.0), MonteCarlo(), wb.Budget(samples=1000), batch_size=100, progress=True)
     assert seen[0] == "begun" and seen[-1] == "stopped" and len(seen) == 12
+
+
+def test_in_a_kernel_progress_is_a_widget_that_shows_the_interval(monkeypatch):
+    import ipykernel  # noqa: F401
+
+    from workbench import progress
+
+    shown = []
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=True))
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    wb.run(GaussianTail(2.0), MonteCarlo(), wb.Budget(samples=1000), batch_size=100, progress=True)
+    [box] = shown
+    bar, label = box.children
+    assert bar.value == 1.0 and bar.bar_style == "success" and label.value.startswith("0.0")
 
 
 def begin(bar, seen):
