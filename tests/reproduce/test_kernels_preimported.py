@@ -110,6 +110,12 @@ def test_figures_and_warnings_appear_as_in_an_ordinary_kernel(said):
     assert said(plot, "print(plt.get_backend())") == "<text/plain,image/png>module://matplotlib_inline.backend_inline\n"
 
 
+def test_a_page_that_is_loaded_again_may_ask_for_all_widgets_at_once(said):
+    # A kernel that doesn't know this target leaves a page to ask for each widget by itself, and some are then missed.
+    code = "import comm, ipywidgets\nprint(comm.get_comm_manager().targets['jupyter.widget.control'].__name__)"
+    assert said(code) == "handle_control_comm_opened\n"
+
+
 def test_processes_and_threads_can_be_started(said):
     code = """
 import joblib, multiprocessing

@@ -75,6 +75,8 @@ def _settle_libraries(threads: int) -> None:
         random.seed()
     if matplotlib := sys.modules.get("matplotlib"):
         matplotlib.rcParams["backend"] = os.environ.get("MPLBACKEND") or INLINE
+    if ipywidgets := sys.modules.get("ipywidgets"):
+        ipywidgets.register_comm_target()  # as it does where it is imported in a kernel
     if torch := sys.modules.get("torch"):
         # A new process has a seed of its own here; CUDA's generators begin where CUDA does.
         torch.default_generator.seed()
