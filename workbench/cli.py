@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from workbench.commands.app import app as serve_app
-from workbench.commands.estimate import estimate
+from workbench.commands.estimate import app as estimate_app
 from workbench.commands.lab import lab
 from workbench.commands.league import league
 from workbench.commands.new import app as new_app
@@ -40,11 +40,11 @@ models_app = typer.Typer(
 app.add_typer(models_app, name="models")
 app.add_typer(problems_app, name="problems")
 app.add_typer(new_app, name="new")
+app.add_typer(estimate_app, name="estimate")
 app.command()(reproduce)
 app.command()(lab)
 app.command("app")(serve_app)
 app.command()(league)
-app.command()(estimate)
 app.command()(report)
 app.command()(gallery)
 app.command()(tidy)

@@ -62,7 +62,7 @@ def test_what_is_on_the_screen_and_on_the_page(logs, tmp_path):
 def test_what_a_log_calls_itself_is_escaped_on_the_page():
     counts = AttemptCounts(("a", "b", "c"), np.array([4, 4, 4]), np.array([0, 1, 3]), ("<script>x.csv breaks off.",))
     found = saber_page.answer(counts, [10])
-    assert "<script>" not in saber_page.page(found, b"")
+    assert "<script>" not in saber_page.page(found).html(b"")
 
 
 def test_one_attempt_a_prompt_is_not_enough(tmp_path):
@@ -97,7 +97,7 @@ def test_no_success_at_all_still_gets_an_answer(tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["sabre", "--log", "x.csv"], "the paper is 'sabre' but must be one of saber; did you mean 'saber'"),
+        (["sabre", "--log", "x.csv"], "the paper is 'sabre' but must be one of saber, sharp, .*; did you mean 'saber'"),
         (["saber"], "--log is .* but must name at least one file"),
         (["saber", "--log", "nowhere/*.eval"], "log is 'nowhere/.*' but must name a file that exists"),
     ],

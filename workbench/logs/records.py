@@ -20,6 +20,8 @@ FORMATS = (
     "Inspect AI (.eval, .json), lm-evaluation-harness (samples_*.jsonl), garak (*.report.jsonl), .csv, .parquet, .jsonl"
 )
 _IDS = ("id", "prompt_id", "query", "sample_id")
+_TOKENS = ("prompt_tokens", "response_tokens")
+_NO_SCORES = (*_IDS, *_TOKENS, "attempt", "model", "category")
 
 
 class Record(NamedTuple):
@@ -30,6 +32,7 @@ class Record(NamedTuple):
     attempts, successes  counts that stand in the log itself; then `scores` is None
     why                  why there is no score
     model                what answered, where the log says it
+    tokens               of the prompt and of the answer, where the log says it
     """
 
     id: str
@@ -38,6 +41,7 @@ class Record(NamedTuple):
     successes: int | None = None
     why: str = ""
     model: str = ""
+    tokens: tuple[float, float] | None = None
 
 
 class HalfWritten(Exception):
@@ -58,12 +62,12 @@ def read_records(path: Path) -> Iterator[Record]:
     if path.suffix == ".parquet":
         return _rows(path, _parquet(path))
     if path.suffix == ".jsonl":
-        first = next(_json_lines(path), {})
+        first = next(json_lines(path), {})
         if "entry_type" in first:
             return _garak(path)
         if "doc_id" in first:
             return _lm_eval(path)
-        return _rows(path, _json_lines(path))
+        return _rows(path, json_lines(path))
     raise refuse("log", path.name, f"be one of {FORMATS}", "convert it to a CSV of (id, attempts, successes)")
 
 
@@ -82,7 +86,9 @@ def _inspect(path: Path) -> Iterator[Record]:
         ) from None
     for sample in samples:
         scores = {name: score.value for name, score in (sample.scores or {}).items()}
-        yield _inspect_record(header.eval.task, sample.id, sample.error, scores, header.eval.model)
+        used = (sample.model_usage or {}).get(header.eval.model)
+        tokens = None if used is None else _tokens(used.model_dump())
+        yield _inspect_record(header.eval.task, sample.id, sample.error, scores, header.eval.model, tokens)
     if header.status == "started":
         raise HalfWritten
 
@@ -110,7 +116,9 @@ def _inspect_json(path: Path) -> Iterator[Record]:
         with path.open("rb") as file:
             for sample in ijson.items(file, "samples.item", use_float=True):
                 scores = {name: score["value"] for name, score in (sample.get("scores") or {}).items()}
-                yield _inspect_record(task, sample["id"], sample.get("error"), scores, model)
+                used = (sample.get("model_usage") or {}).get(model)
+                tokens = None if used is None else _tokens(used)
+                yield _inspect_record(task, sample["id"], sample.get("error"), scores, model, tokens)
     except ijson.IncompleteJSONError:
         raise HalfWritten from None
     except ijson.JSONError as error:
@@ -119,10 +127,18 @@ def _inspect_json(path: Path) -> Iterator[Record]:
         raise HalfWritten
 
 
-def _inspect_record(task: str, sample: Any, error: Any, scores: Mapping[str, Any], model: str) -> Record:
+def _inspect_record(
+    task: str, sample: Any, error: Any, scores: Mapping[str, Any], model: str, tokens: tuple[float, float] | None
+) -> Record:
     """A sample that ended in an error is no attempt, whatever scorers said before: Inspect leaves it out too."""
     why = "it ended in an error" if error else "" if scores else "it has no score"
-    return Record(f"{task}/{sample}", None if why else scores, why=why, model=model)
+    return Record(f"{task}/{sample}", None if why else scores, why=why, model=model, tokens=tokens)
+
+
+def _tokens(used: Mapping[str, Any]) -> tuple[float, float]:
+    """Tokens that the model under test read, from the cache or not, and wrote."""
+    read = ("input_tokens", "input_tokens_cache_write", "input_tokens_cache_read")
+    return float(sum(used.get(name) or 0 for name in read)), float(used.get("output_tokens") or 0)
 
 
 def _missing(path: Path, package: str) -> WorkbenchError:
@@ -135,7 +151,7 @@ def _lm_eval(path: Path) -> Iterator[Record]:
     named = re.fullmatch(r"samples_(.+?)_\d{4}-\d\d-\d\dT.*", path.stem)
     task = named[1] if named else path.stem
     filters: set[str] = set()
-    for line in _json_lines(path):
+    for line in json_lines(path):
         filters.add(str(line.get("filter", "")))
         if len(filters) > 1:
             raise WorkbenchError(
@@ -150,7 +166,7 @@ def _lm_eval(path: Path) -> Iterator[Record]:
 def _garak(path: Path) -> Iterator[Record]:
     """One attempt an output; its scores are the detectors', where 1 is a hit."""
     numbers: dict[bytes, int] = {}
-    for line in _json_lines(path):
+    for line in json_lines(path):
         # An attempt stands in the report once when it was sent (status 1) and once when it was judged (status 2).
         if line.get("entry_type") != "attempt" or line.get("status") != 2:
             continue
@@ -168,15 +184,19 @@ def _rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
     for number, row in enumerate(rows, start=1):
         key = next((name for name in _IDS if name in row), None)
         counted = "attempts" in row and "successes" in row
-        scores = {name: _number(value) for name, value in row.items() if name not in (*_IDS, "attempt", "model")}
+        scores = {name: _number(value) for name, value in row.items() if name not in _NO_SCORES}
         if key is None or not (counted or scores):
             columns = ", ".join(map(str, row)) or "none"
             must = "have the columns id, attempts, successes, or id, attempt, score"
             raise refuse(f"{path.name}, whose columns are", columns, must, "rename its columns")
         if not counted:
             there = {name: value for name, value in scores.items() if value is not None}
-            model = str(row.get("model") or "")
-            yield Record(str(row[key]), there or None, why="" if there else "it has no score", model=model)
+            model, why = str(row.get("model") or ""), "" if there else "it has no score"
+            tokens = tuple(
+                float(_count(path, number, name, row[name])) for name in _TOKENS if _number(row.get(name)) is not None
+            )
+            known = (tokens[0], tokens[1]) if len(tokens) == 2 else None
+            yield Record(str(row[key]), there or None, why=why, model=model, tokens=known)
             continue
         attempts, successes = (_count(path, number, name, row[name]) for name in ("attempts", "successes"))
         if successes > attempts:
@@ -189,7 +209,7 @@ def _count(path: Path, number: int, name: str, value: Any) -> int:
     found = _number(value)
     if not isinstance(found, int | float) or found != int(found) or found < 0:
         what = f"{name} in row {number} of {path.name}"
-        raise refuse(what, value, "be a whole number of at least 0", "count attempts, don't average them")
+        raise refuse(what, value, "be a whole number of at least 0", "count, don't average")
     return int(found)
 
 
@@ -223,7 +243,7 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file; HalfWritten where the last line breaks off."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):

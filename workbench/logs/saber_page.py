@@ -1,12 +1,11 @@
 """What SABER says of attempts from logs: ASR@N, tries for a target, goodness of fit, a figure and one page.
 
-Does: hold the answers as plain numbers, draw them, write them as a page that needs no network. Does not: read logs.
+Does: hold the answers as plain numbers, draw them, put them into words. Does not: read logs.
 """
 
 from __future__ import annotations
 
-import base64
-import html
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from workbench import plots
 from workbench.errors import WorkbenchError, require_integer, require_probability
 from workbench.estimate import Estimate
 from workbench.logs.counts import AttemptCounts
+from workbench.logs.page import Page
 from workbench.methods.tail_risk.beta_binomial import fit_beta_binomial
 from workbench.methods.tail_risk.goodness_of_fit import Fit, goodness_of_fit
 from workbench.methods.tail_risk.saber import joint_interval, predict, predict_tries
@@ -95,9 +95,9 @@ def in_words(found: SaberAnswer) -> list[str]:
     return said
 
 
-def rows(found: SaberAnswer) -> list[tuple[str, str, str, str]]:
+def rows(found: SaberAnswer) -> list[tuple[str, ...]]:
     """(what, value, interval, remark), ASR first, then tries for the targets."""
-    table = []
+    table: list[tuple[str, ...]] = []
     for tries, estimate in found.asr.items():
         interval = f"{estimate.low:.3g} to {estimate.high:.3g}"
         table.append((f"ASR@{tries:,}", f"{estimate.value:.3g}", interval, estimate.why or ""))
@@ -155,31 +155,27 @@ def _cell_names(ends: np.ndarray) -> list[str]:
     return [str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True)]
 
 
-def page(found: SaberAnswer, figure_png: bytes) -> str:
-    """One HTML page with everything on it; needs no network."""
-    said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in in_words(found))
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(found))
-    alt = "ASR by tries per prompt with its band, and the counts of successes beside what the fitted law expects"
-    picture = base64.b64encode(figure_png).decode()
-    return _PAGE.format(said=said, rows=body, picture=picture, alt=html.escape(alt))
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Attack success by tries, from logs</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }}
-td, th {{ text-align: left; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }}
-img {{ max-width: 100%; }}
-</style></head><body>
-<h1>Attack success by tries, from logs</h1>
-{said}
-<table><thead><tr><th>what</th><th>estimate</th><th>interval</th><th>remark</th></tr></thead><tbody>{rows}</tbody></table>
-<img alt="{alt}" src="data:image/png;base64,{picture}">
-<p>Estimator: SABER, anchored, with a joint interval for the population that the prompts are a sample of
-(Feng et al., 2026, arXiv 2601.22636; departures as in <code>workbench.methods.tail_risk.saber</code>). Tries at a
-prompt are taken as independent; attacks that learn from earlier tries are not.</p>
-</body></html>
-"""
+def page(found: SaberAnswer, *, level: float = 0.95) -> Page:
+    """The answers with their figure."""
+    fit = None if found.fit is None else {"statistic": found.fit.statistic, "p_value": found.fit.p_value}
+    numbers = {
+        "prompts": len(found.counts.ids),
+        "attempts": int(found.counts.attempts.sum()),
+        "successes": int(found.counts.successes.sum()),
+        "notes": list(found.counts.notes),
+        "asr": {str(tries): json.loads(each.to_json()) for tries, each in found.asr.items()},
+        "tries": {str(risk): json.loads(each.to_json()) for risk, each in found.tries.items()},
+        "goodness_of_fit": fit,
+    }
+    return Page(
+        "Attack success by tries, from logs",
+        in_words(found),
+        ("what", "estimate", f"{100 * level:g} % interval", "remark"),
+        rows(found),
+        draw(found, level=level),
+        "ASR by tries per prompt with its band, and the counts of successes beside what the fitted law expects",
+        "Estimator: SABER, anchored, with a joint interval for the population that the prompts are a sample of "
+        "(Feng et al., 2026, arXiv 2601.22636; departures as in workbench.methods.tail_risk.saber). Tries at a "
+        "prompt are taken as independent; attacks that learn from earlier tries are not.",
+        numbers,
+    )

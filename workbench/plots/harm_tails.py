@@ -118,7 +118,8 @@ def contributions_figure(profiles: RiskProfiles, bounds: np.ndarray | None = Non
         axes[1].errorbar(centre, rows, xerr=reach, fmt="none", ecolor=plots.COLORS["truth"], elinewidth=1, capsize=2)
     axes[0].set(yticks=rows, yticklabels=[profiles.models[i] for i in order], xlabel="mean log-risk, nats")
     axes[1].set(xlabel=f"CVaR at {profiles.level:g}, nats")
-    axes[1].legend(frameon=False, fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9)
     return fig
 
 
