@@ -98,9 +98,7 @@ def risk_figure(curve: RiskCurve, planned: float, target: float, price: Price, u
     plots.line(ax, curve.tries, 100 * np.asarray(curve.risk), label=curve.name, low=low, high=high)
     if curve.truth is not None:
         ax.plot(curve.tries, 100 * np.asarray(curve.truth), "--", color=plots.COLORS["truth"], linewidth=1.2)
-        ax.annotate(
-            "truth", (curve.tries[0], 100 * curve.truth[0]), xytext=(2, 6), textcoords="offset points", fontsize=9
-        )
+        ax.text(0.99, 0.02, "dashed: truth", ha="right", fontsize=9, transform=ax.transAxes)
     ax.set(xscale="log", ylim=(0, 100), xlim=(curve.tries[0], curve.tries[-1] * 3))
     ax.minorticks_off()
     ax.set(xlabel="tries per query N", ylabel="risk: queries broken at least once, %")
