@@ -75,7 +75,7 @@ def main() -> None:
             asked, heard = Path(folder, "asked.npz"), Path(folder, "heard.npz")
             np.savez(asked, state=state, action=action, reward=reward, behaviour=behaviour, targets=made.targets,
                      values=made.values, q=q, weight=weight, runs=RUNS)  # fmt: skip
-            subprocess.run([python, "-W", "ignore", HERE / "peers" / "scope_rl.py", asked, heard], check=True,
+            subprocess.run([python, "-W", "ignore", HERE / "peers" / "ask_scope_rl.py", asked, heard], check=True,
                            env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)  # fmt: skip
             peer = dict(np.load(heard))
         apart = max(float(np.abs(found[name] - peer[f"value {name}"]).max()) for name in NAMES)

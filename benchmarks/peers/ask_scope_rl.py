@@ -1,6 +1,6 @@
 """What scope-rl answers on the logs that `off_policy_estimators.py` hands it; runs in an environment of its own.
 
-python scope_rl.py LOGS.npz ANSWERS.npz. Not to be run by hand.
+python ask_scope_rl.py LOGS.npz ANSWERS.npz. Not to be run by hand.
 """
 
 from __future__ import annotations
