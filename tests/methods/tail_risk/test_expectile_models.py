@@ -79,8 +79,8 @@ def test_the_filter_is_near_the_truth_where_the_rolling_forecast_is_not():
     (lambda: em.expectile_regression(np.ones((4, 1)), np.arange(5.0), 0.1), r"shape of x is \(4, 1\) but must be \(5,"),
     (lambda: em.fit_care(np.arange(9.0), 0.1, kind="both", stream=Stream.of(0, "x")), r"kind is 'both' but must be one of"),
     (lambda: em.fit_care(np.arange(9.0), 0.1, starts=5, refined=9, stream=Stream.of(0, "x")), r"refined is 9 .* at most 5"),
-    (lambda: em.fit_garch(np.zeros(20)), r"len\(returns\) is 20 but must be at least 100 for GARCH; pass more days"),
-    (lambda: em.garch_filter(np.zeros(200), 0.01, window=500), r"window is 500 but must .* at most 199; take a window"),
+    (lambda: em.fit_garch(np.arange(20.0)), r"len\(returns\) is 20 but must be at least 100 for GARCH; pass more days"),
+    (lambda: em.garch_filter(np.arange(200.0), 0.01, window=500), r"window is 500 but must .* at most 199; take a window"),
     (lambda: em.simulate_garch(10, Stream.of(0, "x"), alpha=0.2), r"alpha \+ beta is 1.1 but must be less than 1"),
     (lambda: em.simulate_garch(10, Stream.of(0, "x"), nu=2.0), r"nu is 2.0 but must"),
 ])  # fmt: skip

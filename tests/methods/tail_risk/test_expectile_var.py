@@ -132,7 +132,7 @@ def test_a_bad_file_of_prices_is_refused_by_its_row(tmp_path, text, said):
     (lambda: ev.expectile([1.0], 1.0), r"tau is 1.0 but must .* less than 1; pass e.g. tau"),
     (lambda: ev.expectile([1.0, 2.0], 0.1, [0, 0]), r"weights is .* not all 0; drop"),
     (lambda: ev.expectile([], 0.1), r"values is 'empty'"),
-    (lambda: ev.RollingWindows(np.zeros(20), 20), r"window is 20 but must .* at most 19; take a window shorter"),
+    (lambda: ev.RollingWindows(np.arange(20.0), 20), r"window is 20 but must .* at most 19; take a window shorter"),
     (lambda: ev.calibrated_tau(stats.cauchy(), 0.01), r"law.mean\(\) is (nan|inf) but must be finite"),
     (lambda: ev.calibrated_tau(stats.norm(), 1.2), r"alpha is 1.2 but must"),
     (lambda: ev.shortfall_of(-1.0, 0.6, 0.01), r"tau is 0.6 but must be less than 0.5"),
@@ -144,3 +144,17 @@ def test_bad_input_is_refused_with_a_sentence(attempt, said):
     with pytest.raises(WorkbenchError, match=said) as refusal:
         attempt()
     assert str(refusal.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda y: ev.expectile_var(y),
+        lambda y: ev.RollingWindows(y, 50),
+        lambda y: ev.tau_for("empirical", 0.05, values=y),
+        lambda y: ev.parametric_normal_var(y, 0.05),
+    ],
+)
+def test_returns_that_are_all_equal_are_refused(ask):
+    with pytest.raises(WorkbenchError, match="returns is '0.01 on all 300 days' but must differ from day to day"):
+        ask(np.full(300, 0.01))

@@ -220,6 +220,7 @@ def test_tempered_completions_are_laws_and_temperature_one_is_the_model():
     [
         (lambda v, e: sharpe_ratio_at_k(v, e, 8.0, 1), r"k is 1 but must be .* at least 2.*one alone has no spread"),
         (lambda v, e: sharpe_ratio_at_k(v, e, 8.0, 11), r"k is 11 but must be .* at most 10; there are 10 policies"),
+        (lambda v, e: sharpe_ratio_at_k(0 * v + 1, e, 1.0, 2), "spread of values is 0.0 but must be above 0"),
         (lambda v, e: top_k(v, np.where(e > 10, np.nan, e), 8.0), r"estimates\[\d\] is nan but must be finite; every"),
         (lambda v, e: top_k(v, e, None), "behaviour_value is None but must be the true value .* mean logged return"),
         (lambda v, e: top_k(v, e[:-1], 8.0), r"estimates.shape is \(9,\) .* put the policies on the last axis"),

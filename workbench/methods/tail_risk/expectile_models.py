@@ -23,7 +23,7 @@ from workbench.errors import (
     require_number,
     require_probability,
 )
-from workbench.methods.tail_risk.expectile_var import calibrated_tau, check_returns, expectile
+from workbench.methods.tail_risk.expectile_var import calibrated_tau, check_returns, expectile, varying_returns
 from workbench.streams import Stream
 
 CARE_KINDS = ("symmetric", "asymmetric")
@@ -91,7 +91,7 @@ def fit_care(
     returns (n,); the score has many optima, so that of `starts` random ones the `refined` best are polished by
     Nelder and Mead and the best is kept; `start_scores` shows how far apart they ended.
     """
-    y, tau = check_returns(returns), require_probability("tau", tau)
+    y, tau = varying_returns(returns), require_probability("tau", tau)
     require_choice("kind", kind, CARE_KINDS)
     starts = require_integer("starts", starts, low=1, cure="pass e.g. starts=1000")
     refined = require_integer("refined", refined, low=1, high=starts, cure="refine no more than there are starts")
@@ -136,7 +136,7 @@ class Garch(NamedTuple):
 
 def fit_garch(returns: Any) -> Garch:
     """GARCH(1,1) with Student innovations by maximum likelihood, through the package arch; returns (n,) in per cent."""
-    y = check_returns(returns)
+    y = varying_returns(returns)
     if len(y) < 100:
         raise refuse("len(returns)", len(y), "be at least 100 for GARCH", "pass more days")
     try:
@@ -166,7 +166,7 @@ def garch_filter(
     every `refit` days. tau None: recalibrated at each refit, to the tau whose expectile of the fit's Student law is its
     alpha-quantile (the threshold by time series of the abstract, as we read it).
     """
-    y, alpha = check_returns(returns), require_probability("alpha", alpha)
+    y, alpha = varying_returns(returns), require_probability("alpha", alpha)
     window = require_integer("window", window, low=100, high=len(y) - 1, cure="take a window shorter than the sample")
     refit = require_integer("refit", refit, low=1, cure="refit every 20 days, say")
     parts = []

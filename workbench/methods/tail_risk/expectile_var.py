@@ -95,7 +95,7 @@ class RollingWindows:
     """
 
     def __init__(self, returns: Any, window: int) -> None:
-        y = check_returns(returns)
+        y = varying_returns(returns)
         window = require_integer("window", window, low=2, high=len(y) - 1, cure="take a window shorter than the sample")
         self.window, self.returns = window, y[window:]
         self._sorted = _Sorted.of(np.lib.stride_tricks.sliding_window_view(y, window)[:-1])
@@ -133,6 +133,15 @@ def check_returns(returns: Any) -> np.ndarray:
     y = require_finite("returns", returns, "drop or mend the missing days")
     if y.ndim != 1:
         raise refuse("the shape of returns", y.shape, "be (days,)", "pass one series at a time")
+    return y
+
+
+def varying_returns(returns: Any) -> np.ndarray:
+    """(n,) finite returns that are not all equal, or a refusal."""
+    y = check_returns(returns)
+    if y.size > 1 and (y == y[0]).all():
+        cure = "nothing can be told of a tail from days that are all alike; check the column that was read"
+        raise refuse("returns", f"{y[0]:g} on all {len(y):,} days", "differ from day to day", cure)
     return y
 
 
@@ -244,7 +253,7 @@ def tau_for(calibration: str, alpha: float, *, values: Any = None, degrees: floa
         return calibrated_tau(
             stats.t(require_number("degrees", degrees, low=1, open_low=True, cure="pass e.g. 4")), alpha
         )
-    tau = float(empirical_tau(check_returns(values), alpha))
+    tau = float(empirical_tau(varying_returns(values), alpha))
     if not 0 < tau < 1:
         raise refuse("returns", list(values), "spread, or no expectile is their quantile", "pass returns that differ")
     return tau
@@ -290,7 +299,7 @@ def expectile_var(
 
     Where fewer than five observations lie beyond the expectile, `reliable` is False: its value rests on single days.
     """
-    y, alpha = check_returns(returns), require_probability("alpha", alpha)
+    y, alpha = varying_returns(returns), require_probability("alpha", alpha)
     level = require_probability("level", level)
     resamples = require_integer("resamples", resamples, low=100, cure="pass e.g. resamples=1000")
     if len(y) < 2:
@@ -318,5 +327,5 @@ def expectile_var(
 
 def parametric_normal_var(returns: Any, alpha: float) -> float:
     """The baseline -(mean + z_alpha SD) of returns (n,), a positive number where there is risk."""
-    y = check_returns(returns)
+    y = varying_returns(returns)
     return -float(y.mean() + ndtri(require_probability("alpha", alpha)) * y.std(ddof=1))

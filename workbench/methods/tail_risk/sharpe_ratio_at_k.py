@@ -106,10 +106,12 @@ def top_k(
 def sharpe_ratio_at_k(values: Any, estimates: Any, behaviour_value: Any, k: int, **options: Any) -> np.ndarray:
     """SharpeRatio@k (...) at one k; `options` are those of `top_k`.
 
-    Raises WorkbenchError: as `top_k`, and k below 2 (one policy has no spread) or above the number of policies.
+    Raises WorkbenchError: as `top_k`, true values that are all equal, and k below 2 (one policy has no spread) or above
+    the number of policies.
     """
     n = np.shape(values)[-1] if np.ndim(values) else 0
     require_integer("k", k, low=2, high=n, cure=f"there are {n} policies, and one alone has no spread; pass e.g. k=2")
+    _require_spread(_tables(values, estimates)[0])
     return top_k(values, estimates, behaviour_value, **options).sharpe[..., k - 1]
 
 
@@ -121,10 +123,7 @@ def accuracy(values: Any, estimates: Any, k: int = 1) -> Accuracy:
     """
     values, estimates = _tables(values, estimates)
     require_integer("k", k, low=1, high=values.shape[-1], cure="pass e.g. k=1")
-    if (np.ptp(values, axis=-1) == 0).any():
-        raise refuse(
-            "the spread of values", 0.0, "be above 0", "policies that are worth the same have no ranking to find"
-        )
+    _require_spread(values)
     mse = np.mean((estimates - values) ** 2, axis=-1)
     top = np.max(values, axis=-1)
     with np.errstate(divide="ignore"):
@@ -253,6 +252,12 @@ def _tables(values: Any, estimates: Any) -> tuple[np.ndarray, np.ndarray]:
         must = f"broadcast against that of values, {values.shape}"
         raise refuse("estimates.shape", estimates.shape, must, "match the leading axes of both") from None
     return values, estimates
+
+
+def _require_spread(values: np.ndarray) -> None:
+    if (np.ptp(values, axis=-1) == 0).any():
+        cure = "policies that are worth the same have no ranking to find"
+        raise refuse("the spread of values", 0.0, "be above 0", cure)
 
 
 def _beside(argument: str, value: Any, values: np.ndarray) -> np.ndarray:
