@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.league import choose_players, choose_problems, pairs, play
-from workbench.methods.tail_risk.monte_carlo import clopper_pearson
+from workbench.methods.tail_risk.proportions import clopper_pearson
 from workbench.problems.suite import KINDS, catalogue
 
 AT_LEAST, LEAST_REPEATS = 1000, 25

@@ -14,7 +14,8 @@ import workbench as wb
 from workbench.budget import charge
 from workbench.errors import WorkbenchError
 from workbench.methods.tail_risk.lm_tail_risk import CrossEntropy
-from workbench.methods.tail_risk.monte_carlo import MonteCarlo, clopper_pearson
+from workbench.methods.tail_risk.monte_carlo import MonteCarlo
+from workbench.methods.tail_risk.proportions import clopper_pearson
 from workbench.methods.tail_risk.saber import Saber
 from workbench.problems.analytic import GaussianTail
 from workbench.problems.best_of_n import BestOfN

@@ -22,7 +22,7 @@ from workbench.commands.report import gallery, report
 from workbench.commands.reproduce import open_console, plain, reproduce
 from workbench.commands.tidy import tidy
 from workbench.errors import WorkbenchError, refuse, require_choice
-from workbench.papers import FAMILIES, Paper, all_papers, find_paper
+from workbench.papers import FAMILIES, Paper, all_papers, find_paper, how_many
 from workbench.paths import datasets_folder
 
 app = typer.Typer(
@@ -96,7 +96,7 @@ def list_papers(
     console.print(table)
     ready = sum(paper.status == "ready" for paper in papers)
     console.print(
-        f"{len(papers)} papers, {ready} ready. 'workbench show <slug>' tells more; 'workbench reproduce' runs those that are ready.",
+        f"{how_many(papers)}, {ready} ready. 'workbench show <slug>' tells more; 'workbench reproduce' runs those that are ready.",
         style="dim",
     )
 

@@ -35,11 +35,11 @@ def examine() -> list[dict[str, str]]:
         add("ok", f"memory of {device}", room)
     add("ok", "versions", ", ".join(f"{name} {version}" for name, version in versions().items() if name != "python"))
     try:
-        from workbench.papers import all_papers
+        from workbench.papers import all_papers, how_many
 
         papers = all_papers()
         ready = sum(paper.status == "ready" for paper in papers.values())
-        add("ok", "papers", f"{len(papers)}, {ready} ready")
+        add("ok", "papers", f"{how_many(papers.values())}, {ready} ready")
     except WorkbenchError as error:
         add("broken", "papers", str(error), "mend the file that is named")
     try:

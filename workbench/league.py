@@ -33,7 +33,7 @@ from workbench.budget import UNITS, Budget
 from workbench.checkpoint import write_atomically
 from workbench.errors import WorkbenchError, refuse, require_integer
 from workbench.methods import estimators
-from workbench.methods.tail_risk.monte_carlo import clopper_pearson
+from workbench.methods.tail_risk.proportions import clopper_pearson
 from workbench.problems.suite import KINDS, catalogue, find_problem
 from workbench.run import refusal, run
 from workbench.streams import Stream

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -277,6 +278,13 @@ def _registry(folder: Path) -> dict[str, Paper]:
 def all_papers() -> dict[str, Paper]:
     """Every paper by slug, in the order of the families."""
     return dict(_registry(notebooks_folder()))
+
+
+def how_many(papers: Iterable[Paper]) -> str:
+    """ "98 papers", or "98 papers and 1 of our own", where kind "ours" is among them."""
+    kinds = [paper.kind for paper in papers]
+    own = kinds.count("ours")
+    return f"{len(kinds) - own} papers" + (f" and {own} of our own" if own else "")
 
 
 def find_paper(slug: str) -> Paper:

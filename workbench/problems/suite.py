@@ -133,6 +133,9 @@ def known_truth() -> list[Any]:
         BetaPopulation(0.4, 4.0, n_queries=40, n_tries=200),
         find_problem("agent-risk-mild"),
         find_problem("cvar-spread"),
+        find_problem("expectile-spread"),
+        find_problem("quantile-spread"),
+        find_problem("timeline-crash-20"),
         find_problem("bandit-3"),
         find_problem("decisions-4"),
     ]

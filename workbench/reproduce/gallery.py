@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.checkpoint import write_atomically
 from workbench.errors import WorkbenchError
-from workbench.papers import FAMILIES, VERDICTS, Paper, all_papers
+from workbench.papers import FAMILIES, VERDICTS, Paper, all_papers, how_many
 from workbench.paths import notebooks_folder
 
 THUMBNAIL_BYTES = 40_000
@@ -29,7 +29,7 @@ def gallery_text() -> str:
         "",
         "<!-- Written by `workbench gallery`; change the TOMLs, not this file. -->",
         "",
-        f"{len(ready)} of {len(papers)} papers are ready. The verdicts are those that each paper's TOML expects, and a run "
+        f"{len(ready)} of {how_many(papers.values())} are ready. The verdicts are those that each paper's TOML expects, and a run "
         "that measures a worse one says so; `make reproduce` measures them, `make control` runs each paper with its method "
         "switched off. The seconds are those of scale `quick`.",
         "",

@@ -156,5 +156,5 @@ def test_bad_input_is_refused_with_a_sentence(attempt, said):
     ],
 )
 def test_returns_that_are_all_equal_are_refused(ask):
-    with pytest.raises(WorkbenchError, match="returns is '0.01 on all 300 days' but must differ from day to day"):
+    with pytest.raises(WorkbenchError, match=r"returns is '0\.01 on all 300 days' but must differ from day to day"):
         ask(np.full(300, 0.01))

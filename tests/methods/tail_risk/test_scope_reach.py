@@ -12,7 +12,7 @@ from scipy.stats import binom
 import workbench as wb
 from workbench import Stream
 from workbench.errors import LacksCapability, Unsuitable, WorkbenchError
-from workbench.methods.tail_risk.monte_carlo import clopper_pearson
+from workbench.methods.tail_risk.proportions import clopper_pearson
 from workbench.methods.tail_risk.scope_reach import (
     Reach,
     Scope,

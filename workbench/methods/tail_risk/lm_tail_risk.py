@@ -91,7 +91,7 @@ def _refuse_unless_steerable(method: str, problem: Any, *needs: str) -> None:
         )
 
 
-_EMPTY: State = {
+NO_WEIGHTS: State = {
     "n": 0,
     "hits": 0,
     "weights": ExactSum(),
@@ -102,7 +102,7 @@ _EMPTY: State = {
 }
 
 
-def _absorb_weights(state: State, hit: np.ndarray, log_weight: np.ndarray) -> State:
+def absorb_weights(state: State, hit: np.ndarray, log_weight: np.ndarray) -> State:
     """Sufficient statistics of w and w h, exact whatever the order."""
     hit, log_weight = np.asarray(hit), np.asarray(log_weight, dtype=np.float64)
     if hit.dtype != bool or hit.shape != log_weight.shape:
@@ -214,13 +214,13 @@ class ImportanceSampling:
 
     def init(self, problem: Any) -> State:
         _refuse_unless_steerable("ImportanceSampling", problem, "sample_from")
-        return _EMPTY | {"max_new_tokens": getattr(problem, "max_new_tokens", 1)}
+        return NO_WEIGHTS | {"max_new_tokens": getattr(problem, "max_new_tokens", 1)}
 
     def draw(self, problem: Any, state: State, n: int, stream: Stream) -> Batch:
         return problem.sample_from(self.proposal, n, stream)
 
     def absorb(self, state: State, batch: Batch) -> State:
-        return _absorb_weights(state, batch["hit"], batch["log_weight"])
+        return absorb_weights(state, batch["hit"], batch["log_weight"])
 
     def result(self, state: State) -> Estimate:
         return importance_estimate(state, self.level, self.proposal.log_weight_bound(state["max_new_tokens"]))
@@ -387,7 +387,7 @@ class CrossEntropy:
             "population": population,
             "proposal": None,
             "max_new_tokens": steps,
-            "final": _EMPTY,
+            "final": NO_WEIGHTS,
         }
 
     def round_size(self, problem: Any, state: State) -> int | None:
@@ -411,7 +411,7 @@ class CrossEntropy:
 
     def absorb(self, state: State, batch: Batch) -> State:
         if state["proposal"]:
-            return state | {"final": _absorb_weights(state["final"], batch["hit"], batch["log_weight"])}
+            return state | {"final": absorb_weights(state["final"], batch["hit"], batch["log_weight"])}
         hit = np.asarray(batch["hit"], dtype=bool)
         population = {name: np.concatenate([values, batch[name][hit]]) for name, values in state["population"].items()}
         seen = state["pilot_seen"] + len(hit)

@@ -30,7 +30,7 @@ from scipy import optimize, stats
 from workbench.errors import Unsuitable, refuse, require_choice, require_finite, require_probability
 from workbench.estimate import Estimate
 from workbench.methods.tail_risk.expectile_var import expectile
-from workbench.methods.tail_risk.monte_carlo import clopper_pearson
+from workbench.methods.tail_risk.proportions import clopper_pearson
 from workbench.problems.losses import FUNCTIONALS
 from workbench.run import Batch, State
 from workbench.streams import Stream

@@ -1,7 +1,7 @@
 """Plain Monte Carlo: the baseline of every rare-event method.
 
 Computes p_hat = (number of hits) / n, with the interval of Clopper and Pearson (1934), which never has
-width zero and covers at least at its level for every p.
+width zero and covers at least at its level for every p, or another of `proportions`.
 """
 
 from __future__ import annotations
@@ -10,36 +10,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
 
-from workbench.errors import Unsuitable, refuse, require_integer, require_probability
+from workbench.errors import Unsuitable, refuse, require_choice, require_probability
 from workbench.estimate import Estimate
+from workbench.methods.tail_risk.proportions import INTERVALS, NAMES
 from workbench.run import Batch, State
 from workbench.streams import Stream
 
 
-def clopper_pearson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval for a proportion: coverage is at least `level` for every p and n.
-
-    hits of n trials, 0 <= hits <= n, n >= 1. At hits = 0 the lower end is 0 and the upper end
-    1 - ((1 - level) / 2)^(1/n); mirrored at hits = n.
-    """
-    require_integer("n", n, low=1, cure="draw at least one sample")
-    require_integer("hits", hits, low=0, high=n, cure="count hits among the n trials")
-    level = require_probability("level", level, cure="pass e.g. level=0.95")
-    tail = (1 - level) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.isf(tail, hits + 1, n - hits))
-    return low, high
-
-
 @dataclass(frozen=True)
 class MonteCarlo:
-    """p_hat = hits / n for an event problem, with the Clopper-Pearson interval at `level`."""
+    """p_hat = hits / n for an event problem.
+
+    level     of the interval
+    interval  "clopper-pearson", "wilson", "jeffreys", "agresti-coull", or "anytime" where the run may be stopped by
+              what its interim estimates show
+    """
 
     level: float = 0.95
+    interval: str = "clopper-pearson"
 
     def __post_init__(self) -> None:
+        require_choice("interval", self.interval, INTERVALS)
         require_probability("level", self.level, cure="pass e.g. level=0.95")
 
     def init(self, problem: Any) -> State:
@@ -62,7 +54,7 @@ class MonteCarlo:
         n, hits = state["n"], state["hits"]
         if n == 0:
             return Estimate.unknown(0.0, 1.0, "no sample has been drawn yet", level=self.level)
-        low, high = clopper_pearson(hits, n, self.level)
+        low, high = INTERVALS[self.interval](hits, n, self.level)
         value = hits / n
         why = (
             ""
@@ -75,7 +67,7 @@ class MonteCarlo:
             high=high,
             std_error=float(np.sqrt(value * (1 - value) / n)) if 0 < hits < n else None,
             level=self.level,
-            interval="Clopper-Pearson",
+            interval=NAMES[self.interval],
             n_samples=n,
             why=why,
             diagnostics={"hits": hits},

@@ -44,7 +44,7 @@ from scipy.special import ndtri
 from workbench.errors import Unsuitable, refuse, require_choice, require_integer, require_probability
 from workbench.estimate import Estimate
 from workbench.methods.tail_risk.beta_binomial import BetaFit, check_counts, fit_beta_binomial, one_table, query_scores
-from workbench.methods.tail_risk.monte_carlo import clopper_pearson
+from workbench.methods.tail_risk.proportions import clopper_pearson
 from workbench.methods.tail_risk.scaling_laws import (
     LAWS,
     anchored,

@@ -51,7 +51,7 @@ from workbench.errors import (
 )
 from workbench.estimate import Estimate
 from workbench.exact_sum import ExactSum
-from workbench.methods.tail_risk.monte_carlo import clopper_pearson
+from workbench.methods.tail_risk.proportions import clopper_pearson
 from workbench.models.base import LanguageModel, check_tokens
 from workbench.models.sampling import event_mass, sample, sample_in_step
 from workbench.problems.event import generates
