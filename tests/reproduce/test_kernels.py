@@ -146,13 +146,9 @@ def test_its_death_is_seen_with_its_exit_status(kernel, last_words, status):
     client.execute(f"import os; {last_words}")
     assert process.wait(timeout=10) == status
     assert not manager.is_alive()
-    # As JupyterLab does with a kernel that died: another process may have its ports by now.
-    manager.restart_kernel(newports=True)
-    again = manager.client()
-    again.start_channels()
-    again.wait_for_ready(timeout=60)
-    assert printed(again, "print('again')") == "again\n"
-    again.stop_channels()
+    manager.restart_kernel()
+    client.wait_for_ready(timeout=60)
+    assert printed(client, "print('again')") == "again\n"
 
 
 def test_shutdown_ends_it_and_what_it_started(kernel):

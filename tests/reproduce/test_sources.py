@@ -56,7 +56,8 @@ def edit(path: Path, old: str, new: str) -> None:
     "file, dependants",
     [
         ("methods/tail_risk/saber.py", {"saber"}),
-        ("methods/tail_risk/monte_carlo.py", {"saber", "lm-tail-risk"}),
+        ("methods/tail_risk/monte_carlo.py", {"lm-tail-risk"}),
+        ("methods/tail_risk/proportions.py", {"saber", "lm-tail-risk"}),
         ("methods/conformal/batch_pi.py", {"batch-pi"}),
         ("methods/decoding/best_of_majority.py", {"best-of-majority"}),
         ("problems/event.py", {"lm-tail-risk"}),

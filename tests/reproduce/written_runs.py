@@ -136,7 +136,7 @@ def _off(entry: dict, one: NotebookRun) -> dict:
 
 def thirty_papers() -> dict[str, list[dict]]:
     """Thirty of the registry's papers with ten claims each, of every verdict."""
-    slugs = list(all_papers())[::3][:30]
+    slugs = [slug for slug, paper in all_papers().items() if paper.kind != "ours"][::3][:30]
     return {slug: [row(slug, f"C{number}", value=7 - number * 0.5) for number in range(1, 11)] for slug in slugs}
 
 

@@ -455,6 +455,14 @@ def test_any_table_of_counts_gets_a_valid_estimate(pairs, n_tries):
     assert 1 <= tries.low <= tries.high
 
 
+def test_a_power_law_above_one_is_not_called_reliable():
+    k, n = [1, 1, 1, 3, 8], [1, 7, 9, 4, 11]
+    estimate = predict(k, n, 1, method="plug-in", law="plain")
+    assert not estimate.reliable and "above 1 at so few tries" in estimate.why
+    assert (estimate.low, estimate.high) == distribution_free_interval(k, n, 1) and 0 < estimate.low <= estimate.value
+    assert predict(k, n, 1, method="plug-in").reliable
+
+
 def test_predict_is_the_functions_put_together():
     _, k = draw(0.4, 4.0)
     fit = fit_beta_binomial(k[0], 100)

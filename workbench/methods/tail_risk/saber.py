@@ -207,6 +207,8 @@ def predict(
     why = _weakness(k, n, n_tries, fit, method)
     if not why and not std_dev > 0:
         why = "the counts show no spread at all"
+    if not why and log_mean > 0:
+        why = "the plain power law puts the survivors above 1 at so few tries, and law='exact' does not"
     if why:
         low, high = distribution_free_interval(k, n, n_tries, level)
         why += "; the interval is one that holds for any distribution of success probabilities"
