@@ -6,9 +6,10 @@ that warn, pooled over its problems, with Clopper-Pearson intervals; then the sa
 problem. REPEATS of each pair make more than 1,000 runs of every estimator with enough problems; `--repeats 1000` makes
 as many of each pair, which takes hours. The transformer's five problems are left out of the default: their tabulated
 twins (grammar-4 to grammar-8) ask the same at a hundredth of the time; `--all` plays them too. Repeats are kept in
-runs/coverage, and a run that was stopped goes on there.
+runs/coverage, and a run that was stopped goes on there; `--only` plays some estimators, and what is written is of all
+that are kept.
 
-    .venv/bin/python benchmarks/interval_coverage.py [--repeats 1000] [--all]
+    .venv/bin/python benchmarks/interval_coverage.py [--repeats 1000] [--all] [--only MonteCarlo,Reach]
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from workbench.league import choose_players, choose_problems, pairs, play
+from workbench.league import choose_players, choose_problems, pairs, play, read_rows
 from workbench.methods.tail_risk.proportions import clopper_pearson
 from workbench.problems.suite import KINDS, catalogue
 
@@ -33,14 +34,16 @@ BAND, CALM = (0.93, 0.97), 0.85
 def main(words: list[str]) -> None:
     kinds = [kind for kind in KINDS if "--all" in words or kind != "transformer"]
     asked = int(words[words.index("--repeats") + 1]) if "--repeats" in words else 0
-    problems, rows = choose_problems(kinds), []
-    for player in choose_players([]):
+    problems, out = choose_problems(kinds), Path("runs/coverage")
+    named = words[words.index("--only") + 1].split(",") if "--only" in words else []
+    for player in choose_players(named):
         fit = [problem for problem, _ in pairs(problems, [player])[0]]
         if not fit:
             continue
         repeats = asked or max(LEAST_REPEATS, -(-AT_LEAST // len(fit)))
-        rows += play(fit, [player], repeats=repeats, out=Path("runs/coverage"))
+        play(fit, [player], repeats=repeats, out=out)
         print(player, len(fit), "problems,", repeats, "repeats", flush=True)
+    rows = read_rows(out)
     results = [said(f"{name}", [row for row in rows if row["estimator"] == name]) for name in names(rows, "estimator")]
     kind_of: Callable[[dict], str] = lambda row: catalogue()[row["problem"]].kind  # noqa: E731
     results += [said(f"problems of kind {kind}", [row for row in rows if kind_of(row) == kind]) for kind in kinds]
