@@ -52,7 +52,7 @@ def peer_python() -> str:
 
 
 def main() -> None:
-    python, results, versions = peer_python(), [], {}
+    python, results = peer_python(), []
     for mixing in (0, 6):
         stream = Stream.of(0, "benchmark", mixing)
         made = tabular_portfolio(mixing, stream.child("portfolio"))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import WorkbenchError
-from workbench.exact_sum import ExactSum
+from workbench.exact_sum import NO_POWERS, ExactSum, add_powers, spread_of
 
 finite = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)
 
@@ -35,3 +35,14 @@ def test_a_million_numbers_do_not_overflow_the_accumulators():
 def test_refuses_what_has_no_sum(bad):
     with pytest.raises(WorkbenchError, match=r"values to sum\[1\]"):
         ExactSum().add([1.0, bad])
+
+
+def test_the_spread_of_numbers_and_how_many_of_them_tell_it():
+    x = np.random.default_rng(0).exponential(size=200)
+    powers = add_powers(add_powers(NO_POWERS, x[:50]), x[50:])
+    mean, variance, carriers = spread_of(powers, 200)
+    d = x - x.mean()
+    assert (mean, variance) == (pytest.approx(x.mean()), pytest.approx(x.var()))
+    assert carriers == pytest.approx((d**2).sum() ** 2 / (d**4).sum())
+    assert spread_of(add_powers(NO_POWERS, np.full(4, 0.5)), 4) == (0.5, 0.0, 0.0)
+    assert spread_of(add_powers(NO_POWERS, np.array([0.0, 1.0] * 5)), 10)[2] == pytest.approx(10)

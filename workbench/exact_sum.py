@@ -6,6 +6,7 @@ float addition is not associative, so the state keeps exact sums and rounds once
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -56,3 +57,23 @@ class ExactSum:
     def __float__(self) -> float:
         """The sum, correctly rounded."""
         return float(Fraction(self.units, 1 << _UNIT))
+
+
+NO_POWERS = (ExactSum(),) * 4
+
+
+def add_powers(powers: Sequence[ExactSum], values: np.ndarray) -> list[ExactSum]:
+    """The sums of x, x^2, x^3 and x^4 with `values` added."""
+    return [total.add(values**power) for power, total in enumerate(powers, start=1)]
+
+
+def spread_of(powers: Sequence[ExactSum], n: int) -> tuple[float, float, float]:
+    """(mean, variance, carriers) of n numbers from their sums of powers.
+
+    variance = sum d^2 / n with d = x - mean. carriers = (sum d^2)^2 / sum d^4: how many of them tell the spread, n
+    where all lie equally far from the mean, about 1 where one does; 0 where there is no spread.
+    """
+    value, square, cube, fourth = (float(total) / n for total in powers)
+    variance = max(square - value**2, 0.0)
+    tailed = max(fourth - 4 * value * cube + 6 * value**2 * square - 3 * value**4, 0.0)
+    return value, variance, n * variance**2 / tailed if tailed > 0 else 0.0

@@ -39,7 +39,7 @@ from scipy.stats import norm
 
 from workbench.errors import Unsuitable, refuse, require_finite, require_integer, require_probability
 from workbench.estimate import Estimate
-from workbench.exact_sum import ExactSum
+from workbench.exact_sum import NO_POWERS, add_powers, spread_of
 from workbench.methods.tail_risk.chain_walks import is_chain, walk
 from workbench.methods.tail_risk.proportions import clopper_pearson
 from workbench.methods.tail_risk.scope_reach import Scope, scope_paths
@@ -81,7 +81,7 @@ class ControlVariates:
             "coefficients": None,
             "n": 0,
             "hits": 0,
-            "powers": [ExactSum()] * 4,
+            "powers": list(NO_POWERS),
         }
 
     def round_size(self, problem: Any, state: State) -> int | None:
@@ -113,7 +113,7 @@ class ControlVariates:
         return state | {
             "n": state["n"] + len(hit),
             "hits": state["hits"] + int(hit.sum()),
-            "powers": [total.add(term**power) for power, total in enumerate(state["powers"], start=1)],
+            "powers": add_powers(state["powers"], term),
         }
 
     def _fit(self, state: State) -> State:
@@ -138,9 +138,7 @@ class ControlVariates:
         if n == 0:
             why = f"the pilot is under way ({state['pilot_n']} of {self.pilot} draws)"
             return Estimate.unknown(0.0, 1.0, why, level=level, n_samples=state["pilot_n"], diagnostics=pilot)
-        value, square, cube, fourth = (float(total) / n for total in state["powers"])
-        variance = max(square - value**2, 0.0)
-        tailed = max(fourth - 4 * value * cube + 6 * value**2 * square - 3 * value**4, 0.0)
+        value, variance, carriers = spread_of(state["powers"], n)
         diagnostics = {"hits": hits, **pilot}
         diagnostics |= {f"coefficient_{k}": b for k, b in enumerate(state["coefficients"])}
         low, high = clopper_pearson(hits, n, level)
@@ -148,9 +146,9 @@ class ControlVariates:
         # Equal terms leave a spread of rounding errors alone.
         if variance > 1e-12 * value**2:
             diagnostics["variance_ratio"] = hits / n * (1 - hits / n) / variance
-            diagnostics["carriers"] = n * variance**2 / tailed if tailed > 0 else 0.0
+            diagnostics["carriers"] = carriers
             half = float(norm.isf((1 - level) / 2)) * error
-            if diagnostics["carriers"] >= _LEAST_CARRIERS and -half < value < 1 + half:
+            if carriers >= _LEAST_CARRIERS and -half < value < 1 + half:
                 interval, low, high = "normal", value - half, value + half
         why = (
             "" if any(state["coefficients"]) else "the pilot had too few hits to choose coefficients: plain Monte Carlo"

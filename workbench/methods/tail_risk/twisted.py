@@ -43,7 +43,7 @@ from workbench.errors import (
     require_probability,
 )
 from workbench.estimate import Estimate
-from workbench.exact_sum import ExactSum
+from workbench.exact_sum import NO_POWERS, add_powers, spread_of
 from workbench.methods.tail_risk.chain_walks import is_chain, walk
 from workbench.methods.tail_risk.control_variates import reach_tables
 from workbench.problems.chains import reach_probability
@@ -96,7 +96,7 @@ class Twisted:
             "psi": None if learns else np.ones(len(place)),
             "n": 0,
             "paid": 0 if learns else -self.pilot,
-            "powers": [ExactSum()] * 4,
+            "powers": list(NO_POWERS),
         }
 
     def round_size(self, problem: Any, state: State) -> int | None:
@@ -128,7 +128,7 @@ class Twisted:
         z = require_finite("islands' values", batch["z"], "look for transitions that are no law", allow_empty=True)
         return state | {
             "n": state["n"] + len(z),
-            "powers": [total.add(z**power) for power, total in enumerate(state["powers"], start=1)],
+            "powers": add_powers(state["powers"], z),
         }
 
     def result(self, state: State) -> Estimate:
@@ -139,11 +139,7 @@ class Twisted:
                 f"the pilot is under way ({spent} of {self.pilot} islands)" if spent else "no sample has been drawn yet"
             )
             return Estimate.unknown(0.0, 1.0, why, diagnostics={"reached": state["reached"].tolist()}, **common)
-        value, square, cube, fourth = (float(total) / n for total in state["powers"])
-        variance = max(square - value**2, 0.0)
-        tailed = max(fourth - 4 * value * cube + 6 * value**2 * square - 3 * value**4, 0.0)
-        # (sum d^2)^2 / sum d^4 of the islands' deviations: how many of them tell the spread.
-        carriers = n * variance**2 / tailed if tailed > 0 else 0.0
+        value, variance, carriers = spread_of(state["powers"], n)
         common["diagnostics"] = {"islands": n, "carriers": carriers}
         if value == 0:
             return Estimate.unknown(0.0, 1.0, f"none of {n:,} islands has reached the target", **common)
