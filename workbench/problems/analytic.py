@@ -46,14 +46,16 @@ class GaussianEvent:
         return {"hit": self.limit_state(ndtri(stream.uniforms(n, self.dimension))) <= 0}
 
     def sample_from(self, proposal, n: int, stream: Stream) -> dict[str, np.ndarray]:
-        """{"hit": (n,), "log_weight": (n,)}: draws from (1 - mixture) N(strength * direction, I) + mixture N(0, I).
+        """{"hit", "log_weight", "score", "plain", "log_ratio"}, each (n,): draws from the mixture
+        (1 - mixture) N(strength * direction, I) + mixture N(0, I).
 
-        The log-weight is log p(z) - log q(z).
+        log_weight = log p(z) - log of the mixture; score = -g(z), how near z comes; plain: whether z came from N(0, I);
+        log_ratio = log of the shifted law - log p(z).
         """
         plain = proposal.switch == 0
         settings = np.full(n, proposal.mixture), np.full(n, 0 if plain else 1)
-        drawn = self.pilot_from(proposal.strength, *settings, n, stream, score_under=())
-        return {"hit": drawn["hit"], "log_weight": drawn["log_weight"]}
+        drawn = self.pilot_from(0.0 if plain else proposal.strength, *settings, n, stream, score_under=())
+        return {name: drawn[name] for name in ("hit", "log_weight", "score", "plain", "log_ratio")}
 
     def pilot_from(
         self,
@@ -70,7 +72,8 @@ class GaussianEvent:
         """
         uniforms = stream.uniforms(n, self.dimension + 1)
         share = np.where(switch == 0, 1.0, mixture)
-        shift = np.where(uniforms[:, -1] < share, 0.0, strength)
+        plain = uniforms[:, -1] < share
+        shift = np.where(plain, 0.0, strength)
         z = ndtri(uniforms[:, :-1]) + shift[:, None] * self.direction
         along = z @ self.direction
         log_p = -(along**2) / 2 - np.log(2 * np.pi) / 2
@@ -78,8 +81,12 @@ class GaussianEvent:
         scored = [log_p + other * along - other**2 / 2 for other in score_under]
         with np.errstate(divide="ignore"):
             log_mixed = np.logaddexp(np.log1p(-share) + log_q, np.log(share) + log_p)
+        g = self.limit_state(z)
         return {
-            "hit": self.limit_state(z) <= 0,
+            "hit": g <= 0,
+            "score": -g,
+            "plain": plain,
+            "log_ratio": log_q - log_p,
             "log_weight": log_p - log_mixed,
             "log_p": log_p[:, None],
             "log_q": np.reshape(scored, (len(score_under), n)).T[:, :, None],

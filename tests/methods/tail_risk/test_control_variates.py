@@ -152,3 +152,10 @@ def test_settings_that_make_no_sense_are_refused(settings, said):
 def test_a_problem_without_controls_is_refused_by_name():
     with pytest.raises(Unsuitable, match=r"ControlVariates needs a Gaussian event.*use MonteCarlo\."):
         ControlVariates().init(find_problem("population-beta"))
+
+
+def test_predicted_risks_without_a_hit_leave_room_above_for_paths_that_were_never_drawn():
+    problem = find_problem("grammar-4")
+    found = wb.run(problem, ControlVariates(), wb.Budget(samples=20_400), seed=1)
+    assert found.interval == "normal below, unseen paths above" and found.low <= problem.truth <= found.high
+    assert found.high == pytest.approx(found.value + clopper_pearson(0, 20_000)[1])

@@ -11,6 +11,7 @@ from workbench import Meter, Stream
 from workbench.errors import WorkbenchError
 from workbench.methods.tail_risk import exact_risk
 from workbench.methods.tail_risk.lm_tail_risk import MIXTURES, ImportanceSampling, Proposal, log_weights
+from workbench.methods.tail_risk.skewed_mean import skewness_corrected
 from workbench.models import bigram, codeword_grammar, prefix_tree
 from workbench.models.grammars import CODEWORD, COMPLY
 from workbench.problems.event import ModelEvent, codeword_event, generates, tabulate_event
@@ -202,10 +203,11 @@ def test_repeats_have_the_law_of_real_draws_and_are_unbiased(codeword):
     counted = exact_risk.repeated_from_paths(paths, proposal, k, repeats, Stream.of(0, "counts").generator())
     drawn = codeword.event.sample_from(proposal, k * repeats, Stream.of(0, "draws"))
     terms = (np.exp(drawn["log_weight"]) * drawn["hit"]).reshape(repeats, k)
-    half = 1.959964 * np.sqrt(np.maximum((terms**2).mean(axis=1) - terms.mean(axis=1) ** 2, 0) / (k - 1))
+    third = ((terms - terms.mean(axis=1, keepdims=True)) ** 3).mean(axis=1)
+    low, high = skewness_corrected(terms.mean(axis=1), terms.var(axis=1), third, k)
     squares = (terms**2).sum(axis=1)
     ess = np.divide(terms.sum(axis=1) ** 2, squares, out=np.zeros(repeats), where=squares > 0)
-    real = (terms.mean(axis=1), terms.mean(axis=1) - half, terms.mean(axis=1) + half, ess)
+    real = (terms.mean(axis=1), low, high, ess)
 
     w = np.exp(log_weights(paths.log_p, paths.log_q, 0.2)[:, 2])
     variance = exact_risk.second_moments(paths, 0.2)[2] - p**2

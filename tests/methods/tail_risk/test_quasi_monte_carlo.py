@@ -81,13 +81,14 @@ def test_replicates_that_agree_are_not_taken_for_exact():
     assert found.low < 7.95 / 64 < 8.05 / 64 < found.high
 
 
-def test_few_hits_widen_the_interval_fewer_are_flagged_and_none_bounds_from_above():
-    problem = analytic.GaussianTail(-float(ndtri(0.01)))
-    some, few = (repeat(problem, QuasiMonteCarlo(), 100, samples=n) for n in (3000, 200))
-    assert covers(some, problem.truth) and all(e.reliable and "Clopper" in e.interval for e in some)
-    assert not any(estimate.reliable for estimate in few) and all("hits in all, below 10" in e.why for e in few)
-    held = sum(estimate.low <= problem.truth <= estimate.high for estimate in few)
-    assert held >= 90, "what is flagged is not nonsense either"
+@pytest.mark.parametrize("problem", [analytic.linear(0.01, 1), analytic.shell(0.01, 4), analytic.heavy_maximum(0.01)])
+def test_few_hits_widen_the_interval(problem):
+    for n in (3000, 600, 200):
+        ours = repeat(problem, QuasiMonteCarlo(), 100, samples=n)
+        assert covers(ours, problem.truth) and all("Clopper" in estimate.interval for estimate in ours)
+
+
+def test_no_hit_bounds_from_above():
     found = wb.run(find_problem("tail-1e-9"), QuasiMonteCarlo(), wb.Budget(samples=1000), seed=0)
     assert (found.value, found.low) == (0.0, 0.0) and found.high == pytest.approx(clopper_pearson(0, 1000)[1])
 

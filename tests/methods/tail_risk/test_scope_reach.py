@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import rel_entr
 from scipy.stats import binom
 
 import workbench as wb
@@ -26,6 +27,7 @@ from workbench.models import GrammarModel, load, next_log_probs, outcome_risk, t
 from workbench.models.timeline import OUTCOMES, timeline_grammar
 from workbench.problems.analytic import GaussianTail
 from workbench.problems.event import ModelEvent, generates, timeline_event
+from workbench.problems.suite import find_problem
 
 SIGMA = 5.33  # two-sided chance of 1e-7 for a normal score
 FAULT, CRASH = [OUTCOMES["fault"]], [OUTCOMES["crash"]]
@@ -178,6 +180,22 @@ def test_constant_hazards_do_not_give_an_interval_of_width_zero():
     assert estimate.value is not None and estimate.low < estimate.value < estimate.high
 
 
+@pytest.mark.parametrize("estimator", [Reach(), Scope()])
+def test_a_risk_below_what_the_paths_can_rule_out_is_bounded_from_above(estimator):
+    """A branch of probability 1e-5 carries most of the risk, and 20,000 paths mostly miss it: no spread tells."""
+    event = find_problem("grammar-4")
+    found = [wb.run(event, estimator, wb.Budget(samples=20_000), seed=seed) for seed in range(5)]
+    unseen = clopper_pearson(0, 20_000)[1]
+    assert all(estimate.low <= event.truth <= estimate.high for estimate in found)
+    missed = [estimate for estimate in found if estimate.interval == "normal below, unseen paths above"]
+    assert missed and all(each.value + 2 * each.std_error < event.truth for each in missed[:1])
+    for each in missed:
+        assert each.high == pytest.approx(each.value + unseen) and each.value < unseen and each.reliable
+    # Where the paths can rule such a branch out, the interval is the normal one.
+    likely = wb.run(find_problem("grammar-7"), estimator, wb.Budget(samples=20_000), seed=0)
+    assert likely.interval == "normal" and likely.value > unseen
+
+
 def test_reach_needs_far_fewer_samples_for_a_spontaneous_outcome():
     budget = wb.Budget(tokens=30_000)
     fault = timeline_event("grammar", "fault", 20)
@@ -196,6 +214,17 @@ def test_chernoffs_interval_covers_and_is_clopper_pearsons_at_nought():
         covered = (intervals[:, 0] <= p) & (p <= intervals[:, 1])
         assert binom.pmf(np.arange(n + 1), n, p)[covered].sum() >= 0.95
     assert (np.diff(intervals, axis=0) > 0).all()
+
+
+@pytest.mark.parametrize("mean", [1e-300, 1e-12, 2.9445463979021693e-06, 0.3, 1 - 1e-9, 1 - 1e-16])
+@pytest.mark.parametrize("n", [1, 40, 20_000, 10**9])
+def test_chernoffs_ends_solve_its_equation_at_any_size(mean, n):
+    low, high = chernoff_interval(mean, n)
+    most = np.log(2 / 0.05) / n
+    assert 0 <= low <= mean <= high <= 1
+    for end in (low, high):
+        kl = rel_entr(mean, end) + rel_entr(1 - mean, 1 - end)
+        assert end in (0, 1) or kl == pytest.approx(most, rel=1e-4, abs=1e-15)
 
 
 BAD: dict[str, Any] = {"n": 1, "max_new_tokens": 3, "stream": Stream.of(0, "x")}

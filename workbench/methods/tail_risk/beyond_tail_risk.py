@@ -37,7 +37,7 @@ from workbench.errors import (
     require_probability,
 )
 from workbench.estimate import Estimate
-from workbench.exact_sum import ExactSum
+from workbench.exact_sum import NO_POWERS, ExactSum, add_powers
 from workbench.methods.tail_risk.lm_tail_risk import importance_estimate
 from workbench.methods.tail_risk.scope_reach import outcome_ids
 from workbench.methods.tail_risk.twist import PathLaw, Twist, twisted_paths
@@ -116,7 +116,10 @@ class TwistedSampling:
             "n": 0,
             "hits": 0,
             "largest_term": 0.0,
-        } | {name: ExactSum() for name in ("weights", "weights_squared", "terms", "terms_squared")}
+            "weights": ExactSum(),
+            "weights_squared": ExactSum(),
+            "terms": NO_POWERS,
+        }
 
     def round_size(self, problem: Any, state: State) -> int | None:
         return self.per_round - len(state["rows"]["index"]) if state["round"] < self.rounds else None
@@ -160,8 +163,7 @@ class TwistedSampling:
             "largest_term": max(state["largest_term"], float(term.max(initial=0.0))),
             "weights": state["weights"].add(weight),
             "weights_squared": state["weights_squared"].add(weight**2),
-            "terms": state["terms"].add(term),
-            "terms_squared": state["terms_squared"].add(term**2),
+            "terms": add_powers(state["terms"], term),
         }
 
     def _teach(self, state: State) -> State:

@@ -150,6 +150,9 @@ class ControlVariates:
             half = float(norm.isf((1 - level) / 2)) * error
             if carriers >= _LEAST_CARRIERS and -half < value < 1 + half:
                 interval, low, high = "normal", value - half, value + half
+                # Predicted risks show a spread without a hit; a kind of path that no draw has seen is not in it.
+                if (unseen := clopper_pearson(0, n, level)[1]) > value:
+                    interval, high = "normal below, unseen paths above", value + unseen
         why = (
             "" if any(state["coefficients"]) else "the pilot had too few hits to choose coefficients: plain Monte Carlo"
         )

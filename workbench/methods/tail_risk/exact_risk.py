@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 from workbench.errors import require_integer, require_number
 from workbench.methods.tail_risk.lm_tail_risk import MIXTURES, Proposal, log_weights
+from workbench.methods.tail_risk.skewed_mean import skewness_corrected
 from workbench.models import PrefixTree
 
 _CURE = "an event that no completion hits has no relative error; choose one that some do"
@@ -121,8 +121,9 @@ def repeated_from_paths(
     q = np.exp(paths.log_p.sum(axis=1) - log_weight)
     counts = generator.multinomial(k, np.append(q, max(0.0, 1 - q.sum())), size=repeats)[:, :-1]
     weight = np.exp(log_weight) if weighted else np.ones(len(log_weight))
-    total, squares = counts @ weight, counts @ weight**2
+    total, squares, cubes = (counts @ weight**power for power in (1, 2, 3))
     value = total / k
-    half = norm.isf((1 - level) / 2) * np.sqrt(np.maximum(squares / k - value**2, 0) / (k - 1))
+    third = cubes / k - 3 * value * squares / k + 2 * value**3
+    low, high = skewness_corrected(value, np.maximum(squares / k - value**2, 0), third, k, level)
     ess = np.divide(total**2, squares, out=np.zeros(repeats), where=squares > 0)
-    return value, value - half, value + half, ess
+    return value, low, high, ess

@@ -100,7 +100,7 @@ class GaussianCrossEntropy:
 
     def absorb(self, state: State, batch: Batch) -> State:
         if state["ready"]:
-            return state | {"final": absorb_weights(state["final"], batch["hit"], batch["log_weight"])}
+            return state | {"final": absorb_weights(state["final"], batch)}
         state = state | {name: np.concatenate([state[name], batch[name]]) for name in ("index", "z", "score")}
         return self._climb(state) if len(state["index"]) == state["size"] else state
 

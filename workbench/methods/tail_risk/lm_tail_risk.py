@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from workbench.errors import (
     Unsuitable,
@@ -46,7 +45,9 @@ from workbench.errors import (
     require_probability,
 )
 from workbench.estimate import Estimate
-from workbench.exact_sum import ExactSum
+from workbench.exact_sum import NO_POWERS, ExactSum, add_powers
+from workbench.methods.tail_risk.missed_modes import MOST_AWAY, NO_LOOK, look, share_away
+from workbench.methods.tail_risk.skewed_mean import skewness_corrected
 from workbench.run import Batch, State
 from workbench.streams import Stream
 
@@ -96,15 +97,15 @@ NO_WEIGHTS: State = {
     "hits": 0,
     "weights": ExactSum(),
     "weights_squared": ExactSum(),
-    "terms": ExactSum(),
-    "terms_squared": ExactSum(),
+    "terms": NO_POWERS,
     "largest_term": 0.0,
+    "look": NO_LOOK,
 }
 
 
-def absorb_weights(state: State, hit: np.ndarray, log_weight: np.ndarray) -> State:
-    """Sufficient statistics of w and w h, exact whatever the order."""
-    hit, log_weight = np.asarray(hit), np.asarray(log_weight, dtype=np.float64)
+def absorb_weights(state: State, batch: Batch) -> State:
+    """Sufficient statistics of w and w h, exact whatever the order, and the look at the nearest plain draws."""
+    hit, log_weight = np.asarray(batch["hit"]), np.asarray(batch["log_weight"], dtype=np.float64)
     if hit.dtype != bool or hit.shape != log_weight.shape:
         told = f"{hit.dtype} of shape {hit.shape}"
         raise refuse("batch['hit']", told, "hold one bool a draw", "return whether each draw hit the event")
@@ -113,10 +114,10 @@ def absorb_weights(state: State, hit: np.ndarray, log_weight: np.ndarray) -> Sta
         raise refuse("log_weight", "NaN or infinite", "be finite or -inf", cure)
     with np.errstate(over="ignore"):
         weight = np.exp(log_weight)
-        squared = weight**2
-    if not np.isfinite(squared).all():
+        fourth = weight**4
+    if not np.isfinite(fourth).all():
         raise WorkbenchError(
-            f"log_weight reaches {log_weight.max():.4g}, whose square overflows; "
+            f"log_weight reaches {log_weight.max():.4g}, and the weight's fourth power overflows; "
             "give the base model a share of the proposal, e.g. mixture=0.1, or switch earlier."
         )
     term = weight * hit
@@ -124,27 +125,28 @@ def absorb_weights(state: State, hit: np.ndarray, log_weight: np.ndarray) -> Sta
         "n": state["n"] + len(term),
         "hits": state["hits"] + int(np.count_nonzero(term)),
         "weights": state["weights"].add(weight),
-        "weights_squared": state["weights_squared"].add(squared),
-        "terms": state["terms"].add(term),
-        "terms_squared": state["terms_squared"].add(squared * hit),
+        "weights_squared": state["weights_squared"].add(weight**2),
+        "terms": add_powers(state["terms"], term),
         "largest_term": max(state["largest_term"], float(term.max(initial=0.0))),
+        "look": look(state["look"], batch),
     }
 
 
 def importance_estimate(state: State, level: float, log_weight_bound: float) -> Estimate:
     """The estimate and its diagnostics from the sufficient statistics.
 
-    value = sum w h / n; std_error = sqrt((sum (w h)^2 / n - value^2) / (n - 1)); interval value -/+ z std_error,
-    cut to [0, 1]; ESS = (sum w h)^2 / sum (w h)^2, the effective number of hits. Below ESS = 30 the normal
-    interval is not to be trusted and the estimate says so. Without a hit the upper end is the largest weight
-    times the Clopper-Pearson bound on how often the proposal hits. No diagnostic of the draws shows answers that the
-    proposal hardly ever gives; `unseen_at_most`, the largest weight times that same bound, is what they could add,
-    and the estimate says so where this exceeds half its interval.
+    value = sum w h / n; std_error = sqrt((sum (w h)^2 / n - value^2) / (n - 1)); Hall's interval, corrected for the
+    skewness of w h (see `skewed_mean`), cut to [0, 1]; ESS = (sum w h)^2 / sum (w h)^2, the effective number of hits.
+    The interval is not to be trusted, and `reliable` is False, where ESS is below 30 and where more than a twentieth of
+    the nearest plain draws lie away (see `missed_modes`). Without a hit the upper end is the largest weight times the
+    Clopper-Pearson bound on how often the proposal hits. Where hits are not graded, no diagnostic of the draws shows
+    answers that the proposal hardly ever gives; `unseen_at_most`, the largest weight times that same bound, is what they
+    could add, and the estimate says so where this exceeds the upper half of its interval.
     """
     n, hits = state["n"], state["hits"]
     if n == 0:
         return Estimate.unknown(0.0, 1.0, "no sample has been drawn yet", level=level)
-    total, squares = float(state["terms"]), float(state["terms_squared"])
+    total, squares, cubes = (float(power) for power in state["terms"][:3])
     mean_weight = float(state["weights"]) / n
     weight_variance = max(float(state["weights_squared"]) / n - mean_weight**2, 0.0)
     diagnostics = {
@@ -178,20 +180,37 @@ def importance_estimate(state: State, level: float, log_weight_bound: float) -> 
             else f"the weights are so uneven that the estimate is {value:.3g}, above 1"
         )
         return Estimate.unknown(0.0, 1.0, why, **common)
-    std_error = math.sqrt(max(squares / n - value**2, 0.0) / (n - 1))
-    half = float(norm.isf((1 - level) / 2)) * std_error
-    low, high = max(0.0, value - half), min(1.0, value + half)
+    variance = max(squares / n - value**2, 0.0)
+    third = cubes / n - 3 * value * squares / n + 2 * value**3
+    ends = skewness_corrected(value, variance, third, n, level)
+    low, high = max(0.0, float(ends[0])), min(1.0, float(ends[1]))
     # Equal weights leave a spread of rounding errors alone.
     if low == high or diagnostics["effective_sample_size"] > n * (1 - 1e-12):
         return Estimate.unknown(0.0, 1.0, f"all {n:,} draws hit with one weight, which shows no spread", **common)
     ess, unseen = diagnostics["effective_sample_size"], diagnostics["unseen_at_most"]
-    reliable, why = ess >= LEAST_ESS, ""
-    if not reliable:
+    away = share_away(state["look"]) if "look" in state else None
+    if away is not None:
+        diagnostics["away"] = away
+    reliable, why = False, ""
+    if ess < LEAST_ESS:
         why = f"the effective number of hits is {ess:.3g}, below {LEAST_ESS:g}: the interval may be far too short"
-    elif unseen > half:
+    elif away is not None and away > MOST_AWAY:
+        why = (
+            f"{away:.0%} of the plain draws nearest to the event lie where the proposal seldom goes: it has other modes"
+        )
+    else:
+        reliable = True
+    if reliable and unseen > high - value:
         why = f"a mode may have been missed: answers that the proposal hardly ever gives could add up to {unseen:.2g}"
     return Estimate(
-        value=value, low=low, high=high, std_error=std_error, interval="normal", reliable=reliable, why=why, **common
+        value=value,
+        low=low,
+        high=high,
+        std_error=math.sqrt(variance / (n - 1)),
+        interval="skewness-corrected normal",
+        reliable=reliable,
+        why=why,
+        **common,
     )
 
 
@@ -220,7 +239,7 @@ class ImportanceSampling:
         return problem.sample_from(self.proposal, n, stream)
 
     def absorb(self, state: State, batch: Batch) -> State:
-        return absorb_weights(state, batch["hit"], batch["log_weight"])
+        return absorb_weights(state, batch)
 
     def result(self, state: State) -> Estimate:
         return importance_estimate(state, self.level, self.proposal.log_weight_bound(state["max_new_tokens"]))
@@ -411,7 +430,7 @@ class CrossEntropy:
 
     def absorb(self, state: State, batch: Batch) -> State:
         if state["proposal"]:
-            return state | {"final": absorb_weights(state["final"], batch["hit"], batch["log_weight"])}
+            return state | {"final": absorb_weights(state["final"], batch)}
         hit = np.asarray(batch["hit"], dtype=bool)
         population = {name: np.concatenate([values, batch[name][hit]]) for name, values in state["population"].items()}
         seen = state["pilot_seen"] + len(hit)

@@ -13,8 +13,8 @@ fills it in.
 
 The interval is never shorter than what n draws that all agree leave open, 1 - (tail)^(1/n) to either side: replicates
 that all have one share have no spread, which does not make them exact. With fewer than 50 hits or misses in all the
-replicates' shares are too uneven for Student's t, and the interval is that and Clopper and Pearson's together; with fewer
-than 10 `reliable` is False.
+replicates' shares are too uneven for Student's t, and the interval is that and Clopper and Pearson's together: points that
+keep apart share few hits among themselves, so that their number varies no more than that of as many plain draws.
 
 Does: Gaussian events of up to 21,201 dimensions, as many as scipy has direction numbers for. Does not: promise a gain
 where the event is rare (few points see it) or its edge cuts across many axes; there it is Monte Carlo, about.
@@ -38,7 +38,7 @@ from workbench.methods.tail_risk.proportions import clopper_pearson
 from workbench.run import Batch, State
 from workbench.streams import Stream
 
-_LEAST_FOR_T, _LEAST = 50, 10
+_LEAST_FOR_T = 50
 _BLOCK = 256  # points made and kept at once
 _BITS = 32  # with more, scipy's fast_forward fails
 
@@ -104,21 +104,16 @@ class QuasiMonteCarlo:
         if spread > 0:
             diagnostics["variance_ratio"] = value * (1 - value) / n / error**2
         half = max(float(student.isf(tail, self.replicates - 1)) * error, -math.expm1(math.log(tail) / n))
-        low, high, why, rarer = value - half, value + half, "", min(hits, n - hits)
+        low, high, rarer = value - half, value + half, min(hits, n - hits)
         if rarer < _LEAST_FOR_T:
             bound = clopper_pearson(hits, n, self.level)
             low, high = min(low, bound[0]), max(high, bound[1])
-        if rarer < _LEAST:
-            kind = "hits" if hits < n - hits else "misses"
-            why = f"{rarer} {kind} in all, below {_LEAST}: the spread over replicates is hardly known"
         return Estimate(
             value=value,
             low=max(0.0, min(low, value)),
             high=min(1.0, max(high, value)),
             std_error=error if spread > 0 else None,
             interval="t over replicates" if rarer >= _LEAST_FOR_T else "t over replicates and Clopper-Pearson",
-            reliable=not why,
-            why=why,
             **common,
         )
 

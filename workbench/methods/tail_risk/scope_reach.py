@@ -268,10 +268,11 @@ def chernoff_interval(mean: float, n: int, level: float = 0.95) -> tuple[float, 
         return float(rel_entr(mean, p) + rel_entr(1 - mean, 1 - p)) - most
 
     def root(left: float, right: float) -> float:
-        found: Any = brentq(excess, left, right, xtol=1e-300)
-        return float(found)
+        # On the log scale: the lower end of a small mean may lie dozens of powers of ten below it.
+        found: Any = brentq(lambda x: excess(math.exp(x)), math.log(left), math.log(right), xtol=1e-15)
+        return math.exp(found)
 
-    tiny, almost = float(np.nextafter(0.0, 1.0)), float(np.nextafter(1.0, 0.0))
+    tiny, almost = np.finfo(float).tiny, float(np.nextafter(1.0, 0.0))
     low = 0.0 if mean == 0 or excess(tiny) <= 0 else root(tiny, mean)
     if mean == 1:
         low = math.exp(-most)
@@ -339,11 +340,16 @@ class _Hazards:
         return mean, square, max(square - mean**2, 0.0) * state["n"] / max(state["n"] - 1, 1)
 
     def _estimate(self, state: State, ess: float, fallback: tuple[str, float, float]) -> Estimate:
-        """The normal interval where `ess` allows it, else the fallback (its name, low, high), which always holds."""
+        """The normal interval where `ess` allows it, else the fallback (its name, low, high), which always holds.
+
+        A kind of path as rare as `unseen_at_most` = 1 - ((1 - level) / 2)^(1/n) may not have been drawn, and the risk may
+        be 1 along it. No spread among the drawn paths tells of it. So where the risk lies below that bound, the upper end
+        of the normal interval is the mean plus the bound.
+        """
         n, level = state["n"], self.level
         mean, _, variance = self._moments(state)
         std_error, (interval, low, high) = math.sqrt(variance / n), fallback
-        unseen = -math.expm1(math.log((1 - level) / 2) / n)
+        unseen = clopper_pearson(0, n, level)[1]
         diagnostics = {"effective_sample_size": ess, "unseen_at_most": unseen}
         if variance > 0:
             diagnostics["variance_ratio"] = max(mean * (1 - mean), 0.0) / variance
@@ -352,7 +358,9 @@ class _Hazards:
         if ess >= LEAST_ESS and variance > 1e-12 * mean**2:
             half = float(norm.isf((1 - level) / 2)) * std_error
             interval, low, high = "normal", max(0.0, mean - half), min(1.0, mean + half)
-            if unseen > half:
+            if unseen > mean:
+                interval, high = "normal below, unseen paths above", min(1.0, mean + unseen)
+            elif unseen > half:
                 why = f"paths of a kind that was never drawn could add up to {unseen:.2g}"
         if mean > 1:
             why = f"the sums of hazards are so uneven that their mean is {mean:.3g}, above 1; draw more paths"
@@ -374,8 +382,9 @@ class _Hazards:
 class Scope(_Hazards):
     """The risk by SCOPE: the mean over ordinary paths of their summed hazards.
 
-    Normal interval where the effective number of terms, (sum S)^2 / sum S^2, is at least 30; below that Clopper and
-    Pearson's on the hits of the same paths, which needs no trust in the sums.
+    Normal interval where the effective number of terms, (sum S)^2 / sum S^2, is at least 30, with an upper end for unseen
+    paths where the risk is too small for n paths to rule them out (`unseen_at_most`); below 30 Clopper and Pearson's on the
+    hits of the same paths, which needs no trust in the sums.
     """
 
     def draw(self, problem: Any, state: State, n: int, stream: Stream) -> Batch:
@@ -396,8 +405,9 @@ class Scope(_Hazards):
 class Reach(_Hazards):
     """The risk by REACH: the mean over paths with the outcome suppressed of 1 - prod (1 - hazard).
 
-    Normal interval where the effective numbers of terms R and of terms 1 - R are at least 30; below that Chernoff's,
-    which holds for any law on [0, 1] and any n.
+    Normal interval where the effective numbers of terms R and of terms 1 - R are at least 30, with an upper end for unseen
+    paths where the risk is too small for n paths to rule them out (`unseen_at_most`); below 30 Chernoff's, which holds for
+    any law on [0, 1] and any n.
     """
 
     def draw(self, problem: Any, state: State, n: int, stream: Stream) -> Batch:
