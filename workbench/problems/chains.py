@@ -64,10 +64,11 @@ def reach_probability(transitions: np.ndarray, target: np.ndarray, horizon: int 
 
 
 def _check_target(target: np.ndarray, n_states: int) -> np.ndarray:
-    target = np.asarray(target, dtype=bool)
-    if target.shape != (n_states,) or not target.any():
-        raise refuse("target", target.tolist(), f"mark at least one of {n_states} states", "pass one bool a state")
-    return target
+    given = np.asarray(target)
+    if given.shape != (n_states,) or not np.isin(given, (0, 1)).all() or not given.any():
+        cure = f"pass one bool a state, e.g. np.isin(np.arange({n_states}), numbers) for states by number"
+        raise refuse("target", given.tolist(), f"mark at least one of {n_states} states", cure)
+    return given.astype(bool)
 
 
 def _can_reach(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:

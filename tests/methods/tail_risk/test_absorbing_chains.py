@@ -132,6 +132,8 @@ def test_lumping_adds_columns_and_averages_rows():
     (lambda: ac.transition_counts([[0.5, 1]], 5), r"traces\[0\] is .* whole numbers; number the states"),
     (lambda: ac.fit_chain(-np.ones((2, 2)), [False, True]), r"counts is .* but must be at least 0; count"),
     (lambda: ac.fit_chain(np.ones((2, 2)), [False, False]), r"absorbing is .* at least one of 2 states .*; pass one bool"),
+    (lambda: ac.fit_chain(np.ones((2, 2)), [1]), r"absorbing is \[1\] .* at least one of 2 states .*isin\(np.arange\(2\), numbers"),
+    (lambda: ac.fit_chain(np.ones((3, 3)), [0, 1, 2]), r"absorbing is \[0, 1, 2\] but must mark"),
     (lambda: ac.fit_chain(np.ones((2, 3)), [False, True]), r"counts is \(2, 3\) but must be a square table; count"),
     (lambda: ac.counts_by_group(np.array([[0, 5]]), 5), r"paths is .* states from 0 to 4, padded with -1; number"),
     (lambda: ac.risks(TOY, np.arange(5) == 3, [0], [5]), r"transitions\[3\] is .* stay in state 3, .*; put 1 on its diagonal"),

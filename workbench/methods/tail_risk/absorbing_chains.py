@@ -88,11 +88,12 @@ def require_counts(counts: Any) -> np.ndarray:
 
 
 def _marked(absorbing: Any, n_states: int) -> np.ndarray:
-    ends = np.asarray(absorbing, dtype=bool)
-    if ends.shape != (n_states,) or not ends.any():
+    given = np.asarray(absorbing)
+    if given.shape != (n_states,) or not np.isin(given, (0, 1)).all() or not given.any():
         must = f"mark at least one of {n_states} states as absorbing"
-        raise refuse("absorbing", ends.tolist(), must, "pass one bool a state")
-    return ends
+        cure = f"pass one bool a state, e.g. np.isin(np.arange({n_states}), numbers) for states by number"
+        raise refuse("absorbing", given.tolist(), must, cure)
+    return given.astype(bool)
 
 
 def fit_chain(counts: Any, absorbing: Any, *, prior: float = 0.0) -> np.ndarray:
