@@ -166,6 +166,38 @@ def test_what_makes_no_sense_is_refused_with_its_cure(ask, said, tmp_path):
         ask(tmp_path / "out")
 
 
+def test_a_pair_that_fails_is_left_out_and_the_others_go_on(tmp_path, monkeypatch):
+    good = ("tail-1e-1", "MonteCarlo")
+    games = (["tail-1e-1", "grammar-8"], ["MonteCarlo", "ImportanceSampling"], SMALL)
+
+    def breaks(self, state):
+        raise RuntimeError("Failed to converge")
+
+    monkeypatch.setattr("workbench.methods.tail_risk.lm_tail_risk.ImportanceSampling.result", breaks)
+    told = []
+    rows = league.play(*games, repeats=3, out=tmp_path, workers=1, left_out=told.append)
+    assert {(row["problem"], row["estimator"]) for row in rows} == {good, ("grammar-8", "MonteCarlo")}
+    assert told == [
+        f"ImportanceSampling on {problem} failed at seed 0: RuntimeError: Failed to converge."
+        for problem in ("tail-1e-1", "grammar-8")
+    ]
+    with pytest.raises(WorkbenchError, match=r"failed at seed 0: RuntimeError"):
+        league.play(*games, repeats=3, out=tmp_path, workers=1)
+    assert len(league.read_rows(tmp_path)) == 6, "what the others gave is kept"
+
+
+def test_a_budget_that_no_problem_spends_is_told_and_one_that_some_spend_is_played(tmp_path):
+    tokens = wb.Budget(tokens=2000)
+    told = []
+    rows = league.play(
+        ["tail-1e-1", "grammar-8"], ["MonteCarlo"], tokens, repeats=2, out=tmp_path / "a", left_out=told.append
+    )
+    assert {row["problem"] for row in rows} == {"grammar-8"} and len(told) == 1
+    assert "MonteCarlo on tail-1e-1 failed at seed 0: The budget limits tokens but" in told[0]
+    with pytest.raises(WorkbenchError, match=r"spends none, so the run would never end; add a limit"):
+        league.play(["tail-1e-1"], ["MonteCarlo"], tokens, repeats=2, out=tmp_path / "b", left_out=told.append)
+
+
 def test_a_folder_with_another_league_is_left_alone(tmp_path):
     league.play(["tail-1e-1"], ["MonteCarlo"], SMALL, repeats=1, out=tmp_path, workers=1)
     with pytest.raises(WorkbenchError, match=r"holds a league with budget .*300.*; choose another folder with --out"):

@@ -138,11 +138,14 @@ def play(
     out: Path,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, all_: None,
+    left_out: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Every repeat of every pair that fits, from `out` where it is there already, else run and kept there.
 
     out: a folder; one that holds a league with other settings is refused. workers: processes, by default one a core.
-    progress(done, all) is called as repeats end. An interrupt leaves what is done in the folder.
+    progress(done, all) is called as repeats end. An interrupt leaves what is done in the folder. A pair of which a repeat
+    fails (a budget of units that the problem does not spend, a fault in an estimator) is left out and the others go on;
+    left_out(sentence) is called once for each such pair at the end, and by default it is an error.
     """
     require_integer("repeats", repeats, low=1, cure="repeat at least once; 200 tell coverage to three points")
     fit, unfit = pairs(problems, players)
@@ -160,19 +163,35 @@ def play(
         for at in range(0, len(todo), _CHUNK)
     ]
     total, done = len(fit) * repeats, len(fit) * repeats - sum(map(len, left.values()))
+    failed: dict[tuple[str, str], str] = {}
     progress(done, total)
     with open(out / _REPEATS, "a", encoding="utf-8") as file:
-        for made in _all_chunks(chunks, workers or os.cpu_count() or 1):
+        for (problem, player, _, todo), (made, fault) in zip(
+            chunks, _all_chunks(chunks, workers or _cores()), strict=True
+        ):
             for row in made:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
                 rows[row["problem"], row["estimator"], row["seed"]] = row
             file.flush()
-            done += len(made)
+            if fault:
+                failed.setdefault((problem, player), fault)
+            done += len(todo)
             progress(done, total)
-    return [rows[(*pair, s)] for pair in fit for s in seeds]
+    for fault in failed.values():
+        if left_out is None or len(failed) == len(fit):
+            raise WorkbenchError(fault)
+        left_out(fault)
+    return [rows[(*pair, s)] for pair in fit if pair not in failed for s in seeds]
 
 
-def _all_chunks(chunks: list[tuple[str, str, dict[str, float], list[int]]], workers: int) -> Iterator[list[Row]]:
+Chunk = tuple[str, str, dict[str, float], list[int]]
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _all_chunks(chunks: list[Chunk], workers: int) -> Iterator[tuple[list[Row], str]]:
     if workers == 1 or len(chunks) < 2:
         yield from map(play_chunk, chunks)
         return
@@ -194,11 +213,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def play_chunk(chunk: tuple[str, str, dict[str, float], list[int]]) -> list[Row]:
-    """A row for each seed: one `run` of one pair."""
+def play_chunk(chunk: Chunk) -> tuple[list[Row], str]:
+    """(a row for each seed: one `run` of one pair, up to the first that fails; what failed, or nothing)."""
     problem, player, limits, seeds = chunk
     made, estimator, budget = find_problem(problem), read_estimator(player), Budget(**limits)
-    return [_row(problem, player, s, run(made, estimator, budget, seed=s, progress=False)) for s in seeds]
+    rows: list[Row] = []
+    for s in seeds:
+        try:
+            rows.append(_row(problem, player, s, run(made, estimator, budget, seed=s, progress=False)))
+        except Exception as error:
+            told = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}."
+            return rows, f"{player} on {problem} failed at seed {s}: {told}"
+    return rows, ""
 
 
 def _row(problem: str, player: str, seed: int, estimate: Any) -> Row:

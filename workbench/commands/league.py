@@ -14,6 +14,8 @@ from workbench.checkpoint import write_atomically
 from workbench.commands.reproduce import open_console, plain
 from workbench.errors import require_integer
 
+_TOLD = 10
+
 
 def league(
     problems: Annotated[
@@ -46,6 +48,7 @@ def league(
     names = leagues.choose_problems(_words(problems))
     players = leagues.choose_players(_words(estimators))
     errors = open_console(stderr=True)
+    left_out: list[str] = []
     columns = (TextColumn("{task.completed} of {task.total} repeats"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("")
@@ -58,7 +61,10 @@ def league(
             out=out,
             workers=workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            left_out=left_out.append,
         )
+    for fault in left_out[:_TOLD] + [f"{len(left_out) - _TOLD} further pairs"] * (len(left_out) > _TOLD):
+        errors.print(f"left out: {fault}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     standings = leagues.standings(rows)
     kept = _keep(rows, standings, out, errors)
     if json_:
