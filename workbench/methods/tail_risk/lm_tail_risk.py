@@ -191,15 +191,14 @@ def importance_estimate(state: State, level: float, log_weight_bound: float) -> 
     away = share_away(state["look"]) if "look" in state else None
     if away is not None:
         diagnostics["away"] = away
-    reliable, why = False, ""
+    why = ""
     if ess < LEAST_ESS:
         why = f"the effective number of hits is {ess:.3g}, below {LEAST_ESS:g}: the interval may be far too short"
     elif away is not None and away > MOST_AWAY:
         why = (
             f"{away:.0%} of the plain draws nearest to the event lie where the proposal seldom goes: it has other modes"
         )
-    else:
-        reliable = True
+    reliable = not why
     if reliable and unseen > high - value:
         why = f"a mode may have been missed: answers that the proposal hardly ever gives could add up to {unseen:.2g}"
     return Estimate(

@@ -7,9 +7,10 @@ them show the ways to it. Let
 
     r(x) = log q(x) - log p(x),   with mean -KL(p || q) under p.
 
-A near miss with r below that mean lies where q goes less often than it does about a typical point of p: away. The share of
-such near misses among the nearest is 0 where q leads to the whole event, a half where q goes to one of two sides, 4 in 5
-where it goes to one of five axes at right angles, counting half of those across. More than one in twenty is a warning.
+A near miss with r below that mean lies where q goes less often than about a typical point of p: away. Among the nearest
+the share of these is 0 where q leads to the whole event, a half where it goes to one of two sides, two in five where it goes
+along one of five axes at right angles (of those that come near along the others, half lie behind). More than one in twenty is
+a warning.
 
 Does: the plain draws nearest to the event, kept exactly whatever the order of batches, and the share that lies away.
 Does not: events without a score, such as a judge's yes or no; modes that plain draws don't lead to.
