@@ -98,7 +98,7 @@ def test_a_garak_report(tmp_path):
     path = tmp_path / "garak.abc.report.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     found = read_attempts(path, "scores['mitigation.MitigationBypass'] >= 0.5")
-    assert found.ids == ("dan.DAN/0", "dan.DAN/1")
+    assert [name.rsplit("/", 1)[0] for name in found.ids] == ["dan.DAN"] * 2 and len(set(found.ids)) == 2
     assert found.attempts.tolist() == [3, 2] and found.successes.tolist() == [2, 0]
     assert found.notes == ("1 attempts are left out: no detector scored it.",)
     assert read_attempts(path).successes.tolist() == [2, 0]

@@ -21,6 +21,7 @@ FORMATS = (
 )
 _IDS = ("id", "prompt_id", "query", "sample_id")
 _TOKENS = ("prompt_tokens", "response_tokens")
+_TARGET = ("type", "name")
 _NO_SCORES = (*_IDS, *_TOKENS, "attempt", "model", "category")
 
 
@@ -164,19 +165,47 @@ def _lm_eval(path: Path) -> Iterator[Record]:
 
 
 def _garak(path: Path) -> Iterator[Record]:
-    """One attempt an output; its scores are the detectors', where 1 is a hit."""
-    numbers: dict[bytes, int] = {}
-    for line in json_lines(path):
-        # An attempt stands in the report once when it was sent (status 1) and once when it was judged (status 2).
-        if line.get("entry_type") != "attempt" or line.get("status") != 2:
-            continue
-        probe = str(line.get("probe_classname", ""))
-        prompt = json.dumps([probe, line.get("prompt")], sort_keys=True).encode()
-        number = numbers.setdefault(hashlib.sha256(prompt).digest(), len(numbers))
-        results: Mapping[str, list[Any]] = line.get("detector_results") or {}
-        for i in range(max(map(len, results.values()), default=0) or len(line.get("outputs") or [])):
-            scores = {name: values[i] for name, values in results.items() if i < len(values) and values[i] is not None}
-            yield Record(f"{probe}/{number}", scores or None, why="" if scores else "no detector scored it")
+    """One attempt an output; its scores are the detectors', where 1 is a hit.
+
+    A prompt is named by its probe and a digest, so that it has the same name in every report.
+    """
+    model, sent, broken = "", {}, None
+    try:
+        for line in json_lines(path):
+            if line.get("entry_type") == "start_run setup":
+                # "target" since garak 0.13.1, "model" before.
+                parts = (line.get(f"plugins.target_{part}") or line.get(f"plugins.model_{part}") for part in _TARGET)
+                model = " ".join(str(part) for part in parts if part)
+            if line.get("entry_type") != "attempt":
+                continue
+            probe, outputs = str(line.get("probe_classname", "")), line.get("outputs") or []
+            digest = hashlib.sha256(json.dumps(line.get("prompt"), sort_keys=True).encode()).hexdigest()
+            name, key = f"{probe}/{digest[:12]}", line.get("uuid")
+            # An attempt stands in the report once when it was sent (status 1) and once when it was judged (status 2).
+            if line.get("status") != 2:
+                sent[key] = (name, len(outputs))
+                continue
+            sent.pop(key, None)
+            results = {d: _by_output(values, outputs) for d, values in (line.get("detector_results") or {}).items()}
+            for i in range(max(len(outputs), *map(len, results.values()), 0)):
+                values = {d: _number(values[i]) for d, values in results.items() if i < len(values)}
+                scores = {d: value for d, value in values.items() if value is not None}
+                yield Record(name, scores or None, why="" if scores else "no detector scored it", model=model)
+    except HalfWritten as error:
+        broken = error
+    for name, n_outputs in sent.values():
+        yield from [Record(name, None, why="it was sent but not judged", model=model)] * n_outputs
+    if broken:
+        raise broken
+
+
+def _by_output(values: list[Any], outputs: list[Any]) -> list[Any]:
+    """A score for each output: detectors up to garak 0.12 leave out those of outputs that are missing."""
+    there = [output is not None for output in outputs]
+    if len(values) == len(outputs) or len(values) != sum(there):
+        return values
+    left = iter(values)
+    return [next(left) if is_there else None for is_there in there]
 
 
 def _rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
