@@ -191,7 +191,8 @@ LEAST_COVERED = int(binom.ppf(1e-6, RUNS, 0.92))
 @every_case
 def test_nominal_intervals_cover_the_truth(estimator, problem):
     estimates = [
-        wb.run(problem, estimator, wb.Budget(samples=2000), seed=1000 + seed, batch_size=2000) for seed in range(RUNS)
+        wb.run(problem, estimator, wb.Budget(samples=2000, tokens=200_000), seed=1000 + seed, batch_size=500)
+        for seed in range(RUNS)
     ]
     trusted = [estimate for estimate in estimates if estimate.reliable]
     assert len(trusted) >= RUNS // 2, "most runs should be able to stand by their interval on this easy problem"
