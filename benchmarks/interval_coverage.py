@@ -46,7 +46,8 @@ def main(words: list[str]) -> None:
     rows = read_rows(out)
     results = [said(f"{name}", [row for row in rows if row["estimator"] == name]) for name in names(rows, "estimator")]
     kind_of: Callable[[dict], str] = lambda row: catalogue()[row["problem"]].kind  # noqa: E731
-    results += [said(f"problems of kind {kind}", [row for row in rows if kind_of(row) == kind]) for kind in kinds]
+    by_kind = {kind: [row for row in rows if kind_of(row) == kind] for kind in KINDS}
+    results += [said(f"problems of kind {kind}", group) for kind, group in by_kind.items() if group]
     results.append(said("all runs", rows))
     about = {
         "machine": f"{platform.machine()}, {platform.system()}",
