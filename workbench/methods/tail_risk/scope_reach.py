@@ -282,7 +282,7 @@ def chernoff_interval(mean: float, n: int, level: float = 0.95) -> tuple[float, 
     return min(low, mean), max(high, mean)
 
 
-def _event_outcome(method: str, problem: Any) -> list[int]:
+def event_outcome(method: str, problem: Any) -> list[int]:
     """The token ids whose generation is the problem's event, or a refusal."""
     judge, model = getattr(problem, "judge", None), getattr(problem, "model", None)
     if not (isinstance(judge, partial) and judge.func is generates and len(judge.args) == 1):
@@ -308,7 +308,7 @@ class _Hazards:
         require_probability("level", self.level, cure="pass e.g. level=0.95")
 
     def init(self, problem: Any) -> State:
-        _event_outcome(type(self).__name__, problem)
+        event_outcome(type(self).__name__, problem)
         return {"n": 0, "hits": 0, "terms": ExactSum(), "terms_squared": ExactSum()}
 
     def _draw(
@@ -317,7 +317,7 @@ class _Hazards:
         drawn = paths(
             problem.model,
             [problem.prompt],
-            _event_outcome(type(self).__name__, problem),
+            event_outcome(type(self).__name__, problem),
             n=n,
             max_new_tokens=problem.max_new_tokens,
             stream=stream,

@@ -60,7 +60,7 @@ from workbench.errors import (
 from workbench.estimate import Estimate
 from workbench.exact_sum import NO_POWERS, add_powers, spread_of
 from workbench.methods.tail_risk.proportions import clopper_pearson
-from workbench.methods.tail_risk.scope_reach import _event_outcome
+from workbench.methods.tail_risk.scope_reach import event_outcome
 from workbench.methods.tail_risk.twisted import systematic
 from workbench.models.base import fitted, make_smaller, on_one_thread
 from workbench.models.laws import draw, log_softmax
@@ -115,7 +115,7 @@ class TwistedDecoding:
         require_probability("level", self.level, cure="pass e.g. level=0.95")
 
     def init(self, problem: Any) -> State:
-        _event_outcome(type(self).__name__, problem)
+        event_outcome(type(self).__name__, problem)
         learns = self.twist == "learned"
         return {
             "pilot_left": self.pilot if learns else 0,
@@ -150,7 +150,7 @@ class TwistedDecoding:
 
     def _twist(self, problem: Any, state: State) -> Twist:
         paths, model = state["paths"], problem.model
-        never = [*model.eos_ids, *problem.stop_ids, *_event_outcome(type(self).__name__, problem)]
+        never = [*model.eos_ids, *problem.stop_ids, *event_outcome(type(self).__name__, problem)]
         flat = {name: paths[name].reshape(-1, *paths[name].shape[2:]) for name in ("drawn", "to_go", "switch")}
         return ClassTwist(*flat.values(), never=tuple(never), vocab_size=model.vocab_size, shrink=self.shrink)
 
@@ -235,7 +235,7 @@ def pilot_paths(problem: Any, heat: np.ndarray, switch: np.ndarray, stream: Stre
     value of a path's first t + 1 tokens where no later one is tempered."""
     import torch
 
-    ids = _event_outcome("pilot_paths", problem)
+    ids = event_outcome("pilot_paths", problem)
     mass, steps = event_mass(ids), problem.max_new_tokens
     log_hazards = np.full((len(heat), steps + 1), -np.inf)
 
@@ -298,7 +298,7 @@ def _islands(
 ) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
-    outcome, steps, shape = _event_outcome("islands", problem), problem.max_new_tokens, (len(block), particles)
+    outcome, steps, shape = event_outcome("islands", problem), problem.max_new_tokens, (len(block), particles)
     rows = len(block) * particles
     session = problem.model.start([list(problem.prompt)] * rows)
     charge(tokens=rows)
