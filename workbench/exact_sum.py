@@ -63,7 +63,7 @@ NO_POWERS = (ExactSum(),) * 4
 
 
 def add_powers(powers: Sequence[ExactSum], values: np.ndarray) -> list[ExactSum]:
-    """The sums of x, x^2, x^3 and x^4 with `values` added."""
+    """The sums of x, x^2, x^3, ..., as many as there are, with `values` added."""
     return [total.add(values**power) for power, total in enumerate(powers, start=1)]
 
 

@@ -167,7 +167,7 @@ def play(
     progress(done, total)
     with open(out / _REPEATS, "a", encoding="utf-8") as file:
         for (problem, player, _, todo), (made, fault) in zip(
-            chunks, _all_chunks(chunks, workers or _cores()), strict=True
+            chunks, _all_chunks(chunks, workers or os.cpu_count() or 1), strict=True
         ):
             for row in made:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -185,10 +185,6 @@ def play(
 
 
 Chunk = tuple[str, str, dict[str, float], list[int]]
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
 
 
 def _all_chunks(chunks: list[Chunk], workers: int) -> Iterator[tuple[list[Row], str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def reach_probability(transitions: np.ndarray, target: np.ndarray, horizon: int 
     target have 0, the others' system is then regular.
     """
     matrix = check_transitions(transitions)
-    target = _check_target(target, len(matrix))
+    target = check_marked("target", target, len(matrix))
     step_in = matrix[:, target].sum(axis=1)
     inner = np.where(target[None, :] | target[:, None], 0.0, matrix)
     if horizon is not None:
@@ -63,11 +64,12 @@ def reach_probability(transitions: np.ndarray, target: np.ndarray, horizon: int 
     return reached
 
 
-def _check_target(target: np.ndarray, n_states: int) -> np.ndarray:
-    given = np.asarray(target)
+def check_marked(argument: str, marks: Any, n_states: int) -> np.ndarray:
+    """(n_states,) bool with at least one True, or a refusal; states by number are refused too."""
+    given = np.asarray(marks)
     if given.shape != (n_states,) or not np.isin(given, (0, 1)).all() or not given.any():
         cure = f"pass one bool a state, e.g. np.isin(np.arange({n_states}), numbers) for states by number"
-        raise refuse("target", given.tolist(), f"mark at least one of {n_states} states", cure)
+        raise refuse(argument, given.tolist(), f"mark at least one of {n_states} states as {argument}", cure)
     return given.astype(bool)
 
 
@@ -98,7 +100,7 @@ class ChainEvent:
 
     def __post_init__(self) -> None:
         matrix = check_transitions(self.transitions)
-        target = _check_target(self.target, len(matrix))
+        target = check_marked("target", self.target, len(matrix))
         cure = "number the states from 0"
         require_integer("start", self.start, low=0, high=len(matrix) - 1, cure=cure)
         object.__setattr__(self, "transitions", matrix)

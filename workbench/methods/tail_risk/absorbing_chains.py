@@ -27,7 +27,7 @@ import numpy as np
 from scipy.stats import norm
 
 from workbench.errors import WorkbenchError, refuse, require_integer, require_number, require_probability
-from workbench.problems.chains import check_transitions, reach_probability
+from workbench.problems.chains import check_marked, check_transitions, reach_probability
 from workbench.streams import Stream
 
 
@@ -87,20 +87,11 @@ def require_counts(counts: Any) -> np.ndarray:
     return table
 
 
-def _marked(absorbing: Any, n_states: int) -> np.ndarray:
-    given = np.asarray(absorbing)
-    if given.shape != (n_states,) or not np.isin(given, (0, 1)).all() or not given.any():
-        must = f"mark at least one of {n_states} states as absorbing"
-        cure = f"pass one bool a state, e.g. np.isin(np.arange({n_states}), numbers) for states by number"
-        raise refuse("absorbing", given.tolist(), must, cure)
-    return given.astype(bool)
-
-
 def fit_chain(counts: Any, absorbing: Any, *, prior: float = 0.0) -> np.ndarray:
     """(..., S, S) transitions (c + prior) / row sum of counts (..., S, S); the rows of `absorbing` (S,) are the
     identity."""
     table = require_counts(counts)
-    ends = _marked(absorbing, table.shape[-1])
+    ends = check_marked("absorbing", absorbing, table.shape[-1])
     table = table + require_number("prior", prior, low=0, cure="pass e.g. prior=0.2")
     stays = ends | (table.sum(axis=-1) == 0)
     table = np.where(stays[..., None], np.eye(len(ends)), table)
@@ -110,7 +101,7 @@ def fit_chain(counts: Any, absorbing: Any, *, prior: float = 0.0) -> np.ndarray:
 def check_absorbing(transitions: Any, absorbing: Any) -> tuple[np.ndarray, np.ndarray]:
     """(S, S) float64 and (S,) bool: rows that sum to 1 and absorbing states that nothing leaves, or a refusal."""
     matrix = check_transitions(transitions)
-    ends = _marked(absorbing, len(matrix))
+    ends = check_marked("absorbing", absorbing, len(matrix))
     leaking = ends & (np.diag(matrix) < 1 - 1e-9)
     if leaking.any():
         state = int(np.flatnonzero(leaking)[0])
@@ -205,7 +196,7 @@ def posterior_risks(
     seen; this does not.
     """
     table = require_counts(counts)
-    ends = _marked(absorbing, len(table))
+    ends = check_marked("absorbing", absorbing, len(table))
     prior = require_number("prior", prior, low=0, open_low=True, cure="pass e.g. prior=0.2")
     draws = require_integer("draws", draws, low=1, cure="pass e.g. draws=200")
     horizon = require_integer("horizon", horizon, low=1, cure="pass a horizon of one step or more")
@@ -217,7 +208,7 @@ def bootstrap_risks(counts: Any, absorbing: Any, horizon: int, *, draws: int = 2
     """(draws, S) the same risk of chains refitted on resampled traces; counts (n, S, S) by trace
     (`counts_by_group`)."""
     table = require_counts(counts)
-    ends = _marked(absorbing, table.shape[-1])
+    ends = check_marked("absorbing", absorbing, table.shape[-1])
     draws = require_integer("draws", draws, low=1, cure="pass e.g. draws=200")
     horizon = require_integer("horizon", horizon, low=1, cure="pass a horizon of one step or more")
     times = stream.generator().multinomial(len(table), np.full(len(table), 1 / len(table)), size=draws)

@@ -118,7 +118,7 @@ class TwistedSampling:
             "largest_term": 0.0,
             "weights": ExactSum(),
             "weights_squared": ExactSum(),
-            "terms": NO_POWERS,
+            "terms": NO_POWERS[:3],
         }
 
     def round_size(self, problem: Any, state: State) -> int | None:

@@ -41,7 +41,7 @@ from workbench.errors import Unsuitable, refuse, require_finite, require_integer
 from workbench.estimate import Estimate
 from workbench.exact_sum import NO_POWERS, add_powers, spread_of
 from workbench.methods.tail_risk.chain_walks import is_chain, walk
-from workbench.methods.tail_risk.proportions import clopper_pearson
+from workbench.methods.tail_risk.proportions import clopper_pearson, room_for_unseen
 from workbench.methods.tail_risk.scope_reach import Scope, scope_paths
 from workbench.run import Batch, State
 from workbench.streams import Stream
@@ -149,10 +149,9 @@ class ControlVariates:
             diagnostics["carriers"] = carriers
             half = float(norm.isf((1 - level) / 2)) * error
             if carriers >= _LEAST_CARRIERS and -half < value < 1 + half:
-                interval, low, high = "normal", value - half, value + half
                 # Predicted risks show a spread without a hit; a kind of path that no draw has seen is not in it.
-                if (unseen := clopper_pearson(0, n, level)[1]) > value:
-                    interval, high = "normal below, unseen paths above", value + unseen
+                high, moved, _ = room_for_unseen(value, value + half, clopper_pearson(0, n, level)[1])
+                interval, low = "normal below, unseen paths above" if moved else "normal", value - half
         why = (
             "" if any(state["coefficients"]) else "the pilot had too few hits to choose coefficients: plain Monte Carlo"
         )

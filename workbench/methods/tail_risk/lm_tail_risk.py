@@ -97,7 +97,7 @@ NO_WEIGHTS: State = {
     "hits": 0,
     "weights": ExactSum(),
     "weights_squared": ExactSum(),
-    "terms": NO_POWERS,
+    "terms": NO_POWERS[:3],
     "largest_term": 0.0,
     "look": NO_LOOK,
 }
@@ -114,10 +114,10 @@ def absorb_weights(state: State, batch: Batch) -> State:
         raise refuse("log_weight", "NaN or infinite", "be finite or -inf", cure)
     with np.errstate(over="ignore"):
         weight = np.exp(log_weight)
-        fourth = weight**4
-    if not np.isfinite(fourth).all():
+        cube = weight**3
+    if not np.isfinite(cube).all():
         raise WorkbenchError(
-            f"log_weight reaches {log_weight.max():.4g}, and the weight's fourth power overflows; "
+            f"log_weight reaches {log_weight.max():.4g}, and the weight's cube overflows; "
             "give the base model a share of the proposal, e.g. mixture=0.1, or switch earlier."
         )
     term = weight * hit
@@ -146,7 +146,7 @@ def importance_estimate(state: State, level: float, log_weight_bound: float) -> 
     n, hits = state["n"], state["hits"]
     if n == 0:
         return Estimate.unknown(0.0, 1.0, "no sample has been drawn yet", level=level)
-    total, squares, cubes = (float(power) for power in state["terms"][:3])
+    total, squares, cubes = (float(power) for power in state["terms"])
     mean_weight = float(state["weights"]) / n
     weight_variance = max(float(state["weights_squared"]) / n - mean_weight**2, 0.0)
     diagnostics = {
@@ -188,7 +188,7 @@ def importance_estimate(state: State, level: float, log_weight_bound: float) -> 
     if low == high or diagnostics["effective_sample_size"] > n * (1 - 1e-12):
         return Estimate.unknown(0.0, 1.0, f"all {n:,} draws hit with one weight, which shows no spread", **common)
     ess, unseen = diagnostics["effective_sample_size"], diagnostics["unseen_at_most"]
-    away = share_away(state["look"]) if "look" in state else None
+    away = share_away(state.get("look", NO_LOOK))
     if away is not None:
         diagnostics["away"] = away
     why = ""

@@ -107,6 +107,19 @@ NAMES = {
 }
 
 
+def room_for_unseen(value: float, high: float, unseen: float) -> tuple[float, bool, str]:
+    """(upper end, whether it was moved, remark) of an interval for a risk, given how its n draws may mislead.
+
+    A kind of path as rare as `unseen`, Clopper and Pearson's upper end for no hit in n, may not have been drawn, and the
+    risk may be 1 along it; no spread among those that were drawn tells of it. Where the risk lies below that bound, the
+    upper end is at least their sum; where the bound exceeds the upper half alone, the remark says so.
+    """
+    if unseen > value:
+        return max(high, value + unseen), True, ""
+    remark = f"paths of a kind that was never drawn could add up to {unseen:.2g}"
+    return high, False, remark if unseen > high - value else ""
+
+
 def coverage(kind: str, n: int, p: Any, level: float = 0.95) -> np.ndarray:
     """P(the interval of `kind` holds p) for each p (...), exact: the sum over the n + 1 numbers of hits."""
     interval = INTERVALS[require_choice("kind", kind, INTERVALS)]

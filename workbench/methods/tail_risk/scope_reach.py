@@ -51,7 +51,7 @@ from workbench.errors import (
 )
 from workbench.estimate import Estimate
 from workbench.exact_sum import ExactSum
-from workbench.methods.tail_risk.proportions import clopper_pearson
+from workbench.methods.tail_risk.proportions import clopper_pearson, room_for_unseen
 from workbench.models.base import LanguageModel, check_tokens
 from workbench.models.sampling import event_mass, sample, sample_in_step
 from workbench.problems.event import generates
@@ -342,9 +342,7 @@ class _Hazards:
     def _estimate(self, state: State, ess: float, fallback: tuple[str, float, float]) -> Estimate:
         """The normal interval where `ess` allows it, else the fallback (its name, low, high), which always holds.
 
-        A kind of path as rare as `unseen_at_most` = 1 - ((1 - level) / 2)^(1/n) may not have been drawn, and the risk may
-        be 1 along it. No spread among the drawn paths tells of it. So where the risk lies below that bound, the upper end
-        of the normal interval is the mean plus the bound.
+        The normal one has room above for paths that were never drawn (`room_for_unseen`).
         """
         n, level = state["n"], self.level
         mean, _, variance = self._moments(state)
@@ -357,11 +355,9 @@ class _Hazards:
         # Equal terms leave a spread of rounding errors alone.
         if ess >= LEAST_ESS and variance > 1e-12 * mean**2:
             half = float(norm.isf((1 - level) / 2)) * std_error
-            interval, low, high = "normal", max(0.0, mean - half), min(1.0, mean + half)
-            if unseen > mean:
-                interval, high = "normal below, unseen paths above", min(1.0, mean + unseen)
-            elif unseen > half:
-                why = f"paths of a kind that was never drawn could add up to {unseen:.2g}"
+            high, moved, why = room_for_unseen(mean, mean + half, unseen)
+            interval = "normal below, unseen paths above" if moved else "normal"
+            low, high = max(0.0, mean - half), min(1.0, high)
         if mean > 1:
             why = f"the sums of hazards are so uneven that their mean is {mean:.3g}, above 1; draw more paths"
             return Estimate.unknown(0.0, 1.0, why, level=level, n_samples=n, diagnostics=diagnostics)

@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
-from scipy.stats import t as student
 
 from workbench.errors import Unsuitable, require_integer, require_probability
 from workbench.estimate import Estimate
+from workbench.methods.tail_risk.skewed_mean import log_scale_t
 from workbench.run import Batch, State
 from workbench.streams import Stream
 
@@ -131,15 +131,15 @@ class Splitting:
             why = "one replicate has no spread, so it has no interval"
             return Estimate(value=value, low=0.0, high=1.0, interval="whole range", reliable=False, why=why, **common)
         error = float(values.std(ddof=1)) / math.sqrt(len(values))
-        factor = math.exp(student.isf((1 - self.level) / 2, len(values) - 1) * error / value)
+        low, high = log_scale_t(value, error, len(values), self.level)
         few = len(values) < _LEAST_REPLICATES
         why = f"only {len(values)} independent replicates: their spread is hardly known" if few else ""
         if state["lost"] and not few:
             why = f"{state['lost']} of {len(values)} replicates died out: give it more particles"
         return Estimate(
             value=value,
-            low=value / factor,
-            high=min(value * factor, 1.0),
+            low=low,
+            high=min(high, 1.0),
             std_error=error,
             interval="t over replicates, log scale",
             reliable=not few,

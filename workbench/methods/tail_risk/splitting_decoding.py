@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from workbench.budget import charge
 from workbench.errors import (
@@ -46,8 +45,9 @@ from workbench.errors import (
 )
 from workbench.estimate import Estimate
 from workbench.exact_sum import NO_POWERS, ExactSum, add_powers, spread_of
-from workbench.methods.tail_risk.proportions import clopper_pearson
+from workbench.methods.tail_risk.proportions import clopper_pearson, room_for_unseen
 from workbench.methods.tail_risk.scope_reach import chernoff_interval, event_outcome
+from workbench.methods.tail_risk.skewed_mean import log_scale_t
 from workbench.models.base import Session, surviving_memory
 from workbench.models.laws import draw
 from workbench.run import Batch, State
@@ -363,12 +363,9 @@ class SplittingDecoding:
         if variance > 1e-12 * value**2 and n > 1:
             error = math.sqrt(variance / (n - 1))
             if n >= _LEAST_REPLICATES and carriers >= _LEAST_CARRIERS:
-                factor = math.exp(float(student.isf((1 - self.level) / 2, n - 1)) * error / value)
-                interval, low, high = "t over replicates, log scale", value / factor, value * factor
-                if unseen > value:
-                    interval, high = "t below, log scale; unseen paths above", value + unseen
-                elif unseen > high - value:
-                    why = f"paths of a kind that was never drawn could add up to {unseen:.2g}"
+                low, high = log_scale_t(value, error, n, self.level)
+                high, moved, why = room_for_unseen(value, high, unseen)
+                interval = "t below, log scale; unseen paths above" if moved else "t over replicates, log scale"
         return Estimate(
             value=min(value, 1.0),
             low=min(low, value, 1.0),

@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from workbench.budget import charge
 from workbench.errors import (
@@ -46,6 +45,7 @@ from workbench.estimate import Estimate
 from workbench.exact_sum import NO_POWERS, add_powers, spread_of
 from workbench.methods.tail_risk.chain_walks import is_chain, walk
 from workbench.methods.tail_risk.control_variates import reach_tables
+from workbench.methods.tail_risk.skewed_mean import log_scale_t
 from workbench.problems.chains import reach_probability
 from workbench.run import Batch, State
 from workbench.streams import Stream
@@ -158,12 +158,12 @@ class Twisted:
                 value=value, std_error=0.0, interval="rounding: the exact twist has no variance", **ends, **common
             )
         error = math.sqrt(variance / (n - 1))
-        factor = math.exp(float(student.isf((1 - self.level) / 2, n - 1)) * error / value)
+        low, high = log_scale_t(value, error, n, self.level)
         few = carriers < _LEAST_CARRIERS
         return Estimate(
             value=value,
-            low=value / factor,
-            high=min(1.0, value * factor),
+            low=low,
+            high=min(1.0, high),
             std_error=error,
             interval="t over islands, log scale",
             reliable=not few,

@@ -46,7 +46,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from workbench.budget import charge
 from workbench.errors import (
@@ -59,8 +58,9 @@ from workbench.errors import (
 )
 from workbench.estimate import Estimate
 from workbench.exact_sum import NO_POWERS, add_powers, spread_of
-from workbench.methods.tail_risk.proportions import clopper_pearson
+from workbench.methods.tail_risk.proportions import clopper_pearson, room_for_unseen
 from workbench.methods.tail_risk.scope_reach import event_outcome
+from workbench.methods.tail_risk.skewed_mean import log_scale_t
 from workbench.methods.tail_risk.twisted import systematic
 from workbench.models.base import fitted, make_smaller, on_one_thread
 from workbench.models.laws import draw, log_softmax
@@ -181,18 +181,15 @@ class TwistedDecoding:
             why = f"all {n:,} islands gave one value, which shows no spread"
             return Estimate(value=value, **ends, reliable=False, why=why, **common)
         error = math.sqrt(variance / (n - 1))
-        factor = math.exp(float(student.isf((1 - self.level) / 2, n - 1)) * error / value)
-        high, interval, why = value * factor, "t over islands, log scale", ""
-        if unseen > value:
-            high, interval = max(high, value + unseen), "t over islands below, unseen paths above"
-        elif unseen > high - value:
-            why = f"paths of a kind that was never drawn could add up to {unseen:.2g}"
+        low, high = log_scale_t(value, error, n, self.level)
+        high, moved, why = room_for_unseen(value, high, unseen)
+        interval = "t over islands below, unseen paths above" if moved else "t over islands, log scale"
         few = carriers < _LEAST_CARRIERS
         if few:
             why = f"{carriers:.1f} islands' worth carry the spread, below {_LEAST_CARRIERS:g}"
         return Estimate(
             value=value,
-            low=value / factor,
+            low=low,
             high=min(1.0, high),
             std_error=error,
             interval=interval,
